@@ -1,0 +1,1 @@
+"""What a model did, token by token: statistics and the views that show them."""

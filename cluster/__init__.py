@@ -1,0 +1,1 @@
+"""Recipes to processes: checks before anything starts, launch on one machine, the worker each process runs."""

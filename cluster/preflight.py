@@ -1,0 +1,233 @@
+"""Everything about a recipe that can be known before anything is written or any process starts."""
+
+import tempfile
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tokencredit.cluster.plan import Plan
+from tokencredit.errors import InputError
+from tokencredit.recipes.build import metric_function, peft_config
+from tokencredit.recipes.data import RecipeData, load_data
+from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
+from tokencredit.recipes.schema import Recipe
+from tokencredit.trainers.checkpoints import latest_complete, read_manifest
+
+RECIPE_FILE = "recipe.yaml"
+# What a run writes before its first step; a folder with nothing else in it counts as unused.
+_PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp"}
+
+
+@dataclass
+class Preflight:
+    """What the checks found.
+
+    Args:
+        data: The loaded data, or None when it is not on this machine (dry run only).
+        resume_from: The checkpoint to continue from, or None.
+        notes: Lines for the user.
+    """
+
+    data: RecipeData | None
+    resume_from: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def check(recipe: Recipe, plan: Plan, *, dry_run: bool = False) -> Preflight:
+    """Check a resolved recipe.
+
+    Args:
+        recipe: From `tokencredit.cluster.plan.resolve`.
+        plan: From the same.
+        dry_run: Note what is not on this machine instead of refusing it.
+
+    Raises:
+        InputError: Naming the first thing that cannot work.
+    """
+    found = Preflight(data=None)
+    _check_output(recipe)
+    _resume(recipe, plan, found)
+    _check_reporting(recipe)
+    peft_config(recipe)
+    tokenizer = _check_model(recipe, found, dry_run)
+    try:
+        found.data = load_data(recipe)
+    except InputError as error:
+        if not (dry_run and _is_hub_name(recipe.data.get("dataset_name")) and error.where == "dataset_name"):
+            raise
+        found.notes.append(f"not available locally: {error}")
+    if found.data is not None:
+        _check_task_metric(recipe, found.data)
+        _check_chat(tokenizer, found.data, recipe)
+    return found
+
+
+def is_unused(run: Path) -> bool:
+    """Whether a run folder holds nothing that a run would overwrite."""
+    return not run.exists() or {path.name for path in run.iterdir()} <= _PREPARATION
+
+
+def _check_output(recipe: Recipe) -> None:
+    run = Path(recipe.output_dir)
+    existing = next(path for path in (run, *run.parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError("output_dir", f"{str(existing)!r} is a file", "name a folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            "output_dir", f"cannot write to {str(existing)!r} ({reason})", "name a writable folder"
+        ) from None
+    if not recipe.training.get("resume_from_checkpoint") and not is_unused(run):
+        raise InputError(
+            "output_dir",
+            f"{str(run)!r} is not empty",
+            "name another folder, or set resume_from_checkpoint=true to go on with the run in it",
+        )
+
+
+def _resume(recipe: Recipe, plan: Plan, found: Preflight) -> None:
+    asked = recipe.training.get("resume_from_checkpoint")
+    if not asked:
+        return
+    if isinstance(asked, str):
+        folder: Path | None = Path(asked)
+        if not (Path(asked) / "trainer_state.json").is_file():
+            raise InputError(
+                "resume_from_checkpoint", f"{asked!r} is no checkpoint", "name a checkpoint-N folder, or true"
+            )
+    else:
+        folder, skipped = latest_complete(Path(recipe.output_dir))
+        found.notes += [
+            f"{path.name} is incomplete (the run was ended while it was saved): skipped" for path in skipped
+        ]
+    if folder is None:
+        found.notes.append("no checkpoint to resume from: starting at step 0")
+        return
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.world_size != plan.num_processes:
+        if manifest.zero_stage:
+            raise InputError(
+                "launch.num_processes",
+                f"{folder.name} was written by {manifest.world_size} ZeRO processes, this run has {plan.num_processes}",
+                f"set launch.num_processes={manifest.world_size}",
+            )
+        found.notes.append(
+            f"{folder.name} was written by {manifest.world_size} processes, this run has {plan.num_processes}: "
+            "the order of the data and the random state differ from an uninterrupted run"
+        )
+    found.notes.append(f"resuming from {folder.name}")
+    found.resume_from = str(folder)
+
+
+def _check_reporting(recipe: Recipe) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    asked = recipe.training.get("report_to") or []
+    for name in [asked] if isinstance(asked, str) else asked:
+        if name not in ("none", "all") and name not in get_available_reporting_integrations():
+            raise InputError("report_to", f"{name!r} is not installed", f"pip install {name}, or report_to=none")
+
+
+def _is_hub_name(value: Any) -> bool:
+    return isinstance(value, str) and not Path(value).is_absolute()
+
+
+def _check_model(recipe: Recipe, found: Preflight, dry_run: bool) -> Any:
+    """The tokenizer, or None when it is yet to be built or fetched."""
+    name = recipe.model.get("model_name_or_path")
+    if recipe.own.init is not None:
+        if name is not None:
+            raise InputError("init", "given together with model_name_or_path", "keep one of them")
+        model_config(recipe.own.init)
+        return None
+    if name is None:
+        raise InputError("model_name_or_path", "is missing", "name a folder or a hub model, or write an init: section")
+    if not _is_hub_name(name):
+        return _check_model_folder(Path(name), recipe)
+    try:
+        return _load_tokenizer(name, recipe)
+    except InputError as error:
+        if not dry_run:
+            raise
+        found.notes.append(f"not available locally: {error}")
+        return None
+
+
+def _check_model_folder(folder: Path, recipe: Recipe) -> Any:
+    where = "model_name_or_path"
+    if not folder.is_dir():
+        raise InputError(where, f"no folder {str(folder)!r}", "name the folder of a saved model or a hub model")
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise InputError(
+                where, f"{str(folder)!r} is an adapter", "make a plain model of it with `tokencredit merge`"
+            )
+        raise InputError(where, f"{str(folder)!r} is no model (no config.json)", "name the folder of a saved model")
+    return _load_tokenizer(str(folder), recipe)
+
+
+def _load_tokenizer(name: str, recipe: Recipe) -> Any:
+    from transformers import AutoConfig, AutoTokenizer
+
+    options = {
+        "revision": recipe.model.get("model_revision", "main"),
+        "trust_remote_code": bool(recipe.training.get("trust_remote_code", False)),
+    }
+    for part, kind in (("model", AutoConfig), ("tokenizer", AutoTokenizer)):
+        try:
+            loaded = kind.from_pretrained(name, **options)
+        except Exception as error:  # the loaders raise whatever the files make them raise
+            reason = " ".join(str(error).split())[:200]
+            problem = f"{name!r} has no {part} that can be loaded ({reason})"
+            raise InputError("model_name_or_path", problem, "name a saved model with its tokenizer") from None
+    return loaded
+
+
+def _check_task_metric(recipe: Recipe, data: RecipeData) -> None:
+    spec, best = recipe.own.task_metric, recipe.training.get("metric_for_best_model")
+    names: set[str] = set()
+    if spec is not None:
+        if data.evaluation is None:
+            raise InputError("task_metric", "there is no evaluation to compute it in", "set eval_strategy: steps")
+        row, reference = next(iter(data.evaluation)), recipe.method.reference
+        if not {"prompt", reference} <= set(row):
+            raise InputError("task_metric", f"the evaluation data has no prompt and {reference}", "add these columns")
+        gold = row[reference] if isinstance(row[reference], str) else row[reference][-1]["content"]
+        names = _metric_names(spec.function, gold)
+    if best is None or spec is None:
+        return
+    plain = best.removeprefix("eval_")
+    # Anything with a slash, and the loss, comes from the trainer itself.
+    if plain not in names | {"loss", "mean_token_accuracy", "entropy"} and "/" not in plain:
+        near = get_close_matches(plain, names, n=1)
+        raise InputError(
+            "metric_for_best_model",
+            f"{best!r} is no figure of {spec.function}",
+            f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
+        )
+
+
+def _metric_names(function: str, gold: str) -> set[str]:
+    """The figures a metric has, found by scoring one gold answer against itself."""
+    metric = metric_function(function)
+    try:
+        return set(metric([gold], [gold]))
+    except Exception as error:  # the user's own function may raise anything
+        raise InputError("task_metric", f"{function} fails on a gold answer ({error!r})", "correct it") from None
+
+
+def _check_chat(tokenizer: Any, data: RecipeData, recipe: Recipe) -> None:
+    if tokenizer is None:
+        return
+    row = next(iter(data.train))
+    messages = any(isinstance(row.get(name), list) for name in ("prompt", "messages", "chosen"))
+    if messages and tokenizer.chat_template is None and not recipe.training.get("chat_template_path"):
+        raise InputError(
+            "model_name_or_path",
+            "the data has chat messages and this model's tokenizer no chat template",
+            "use an instruction-tuned model, or plain-text prompts",
+        )

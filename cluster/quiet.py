@@ -1,0 +1,23 @@
+"""Keep out of the terminal what the user can do nothing about."""
+
+import os
+import sys
+import warnings
+
+
+def quieten() -> None:
+    """Silence the notices that every run would print, and progress bars where nobody watches them."""
+    # TRL itself uses the old names of an option of Transformers, in every run.
+    for name in ("gradient_checkpointing", "is_gradient_checkpointing"):
+        warnings.filterwarnings("ignore", message=f"`{name}` is deprecated", category=FutureWarning)
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed otherwise reports that it found none
+    if not sys.stderr.isatty():
+        from datasets import disable_progress_bars
+        from transformers.utils import logging
+
+        disable_progress_bars()
+        logging.disable_progress_bar()
+        os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's own bars

@@ -1,0 +1,81 @@
+"""What every process of a run executes: `python -m tokencredit.cluster.worker recipe.yaml [--resume CHECKPOINT]`."""
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokencredit.cluster.quiet import quieten
+from tokencredit.errors import InputError
+from tokencredit.recipes.build import build_trainer
+from tokencredit.recipes.data import RecipeData, load_data
+from tokencredit.recipes.files import load_yaml
+from tokencredit.recipes.init_model import INITIAL_MODEL
+from tokencredit.recipes.schema import Recipe, parse_recipe
+
+INPUT_ERROR = 2
+"""Exit code for wrong input."""
+
+
+def run(recipe: Recipe, data: RecipeData, resume_from: str | None) -> dict[str, float]:
+    """Train a resolved recipe in this process and save the model in the run folder.
+
+    Returns:
+        The last figures: those of the final training log and of the last evaluation.
+    """
+    if recipe.own.init is not None:
+        recipe = recipe.with_model(model_name_or_path=str(Path(recipe.output_dir) / INITIAL_MODEL))
+    if recipe.training.get("use_cpu"):
+        _prepare_cpu(recipe)
+    trainer = build_trainer(recipe, data)
+    trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model(recipe.output_dir)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=recipe.data.get("dataset_name"))
+    figures: dict[str, float] = {}
+    for line in trainer.state.log_history:
+        figures |= {key: value for key, value in line.items() if key.startswith(("train_", "eval_"))}
+    if trainer.state.best_metric is not None:
+        figures[f"best_{trainer.args.metric_for_best_model}"] = trainer.state.best_metric
+    trainer.end()
+    return figures
+
+
+def _prepare_cpu(recipe: Recipe) -> None:
+    if recipe.training.get("deepspeed"):
+        import deepspeed
+
+        # The trainer would let DeepSpeed pick a communication library that is not built for CPU.
+        deepspeed.init_distributed(dist_backend="gloo")
+
+
+def die_with_parent() -> None:
+    """End this process when the launcher is killed, so that no worker outlives it (Linux only)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def main() -> None:
+    """Entry point of a worker process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--resume")
+    options: Any = parser.parse_args()
+    die_with_parent()
+    quieten()
+    sys.path.append(os.getcwd())  # functions named in the recipe; installed packages come first
+    try:
+        recipe = parse_recipe(load_yaml(options.recipe))
+        run(recipe, load_data(recipe), options.resume)
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(INPUT_ERROR)
+
+
+if __name__ == "__main__":
+    main()

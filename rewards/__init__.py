@@ -1,0 +1,1 @@
+"""Verifiable rewards: the contract of a reward function and its isolated execution."""

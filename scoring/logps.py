@@ -1,0 +1,138 @@
+"""Exact per-token numbers of token sequences under a causal language model."""
+
+from collections.abc import Iterator
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from tokencredit.errors import InputError
+from tokencredit.scoring.trl_compat import OUTPUTS, fused_lm_head
+
+IGNORED_LABEL = -100
+
+
+@overload
+def sequence_logps(
+    model: nn.Module,
+    sequences: list[list[int]],
+    *,
+    share_prefixes: bool = True,
+    temperature: float = 1.0,
+    outputs: tuple[str] = ("log_probs",),
+    batch_tokens: int = 16384,
+) -> list[Tensor]: ...
+
+
+@overload
+def sequence_logps(
+    model: nn.Module,
+    sequences: list[list[int]],
+    *,
+    share_prefixes: bool = True,
+    temperature: float = 1.0,
+    outputs: tuple[str, str, *tuple[str, ...]],
+    batch_tokens: int = 16384,
+) -> list[tuple[Tensor, ...]]: ...
+
+
+def sequence_logps(
+    model: nn.Module,
+    sequences: list[list[int]],
+    *,
+    share_prefixes: bool = True,
+    temperature: float = 1.0,
+    outputs: tuple[str, ...] = ("log_probs",),
+    batch_tokens: int = 16384,
+) -> list[Tensor] | list[tuple[Tensor, ...]]:
+    """Score tokens 1.. of each sequence, given the tokens before.
+
+    ℓ_t = log π(y_t | y_<t), π = softmax(logits / temperature), t = 1 … n−1
+
+    Differentiable when gradients are enabled. The model is left as found: same `forward`, same training mode, same
+    config; in training mode its dropout is active. Sequences are sorted by length, padded on the right and run in
+    batches, so results depend on `batch_tokens` by rounding only (about 1e-6 in float32).
+
+    The number of forwards depends on the sequences. Where the parameters are sharded over processes (ZeRO-3, FSDP), the
+    caller has to give every process lists that need the same number.
+
+    Args:
+        model: A causal language model, plain or wrapped (PEFT, DDP, DeepSpeed engine).
+        sequences: Token ids, at least one each, without padding.
+        share_prefixes: Allows common prefixes to be computed once. It changes cost, never numbers. At present both
+            values run the same padded batches.
+        temperature: Divides the logits.
+        outputs: Which numbers to return: `log_probs` (nats), `entropy` (nats, differentiable too), and without gradient
+            `log_sum_sq_probs` (log Σ_v p_v²), `mean_logits` and `is_top1` (whether the token is the most likely one).
+        batch_tokens: At most so many padded tokens in one forward; a longer sequence runs alone.
+
+    Returns:
+        In the order of `sequences`, a tensor `[n − 1]` for a sequence of n tokens, empty for n = 1; when several
+        outputs are asked for, a tuple of them in the order of `outputs`. float32 whatever the model's dtype, but
+        `is_top1` is bool.
+
+    Raises:
+        InputError: If a sequence is empty or holds an id outside the vocabulary, an output is unknown, or the
+            temperature is not positive; or if an adapter sits on the output head itself.
+    """
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown or not outputs:
+        raise InputError("outputs", f"cannot compute {unknown or 'nothing'}", f"use a tuple of {', '.join(OUTPUTS)}")
+    if temperature <= 0:
+        raise InputError("temperature", f"{temperature} is not positive", "use a number above 0")
+
+    with fused_lm_head(model, temperature=temperature, outputs=outputs) as base:
+        _check_ids(sequences, base.config.get_text_config().vocab_size)
+        nothing = tuple(
+            torch.empty(0, dtype=torch.bool if name == "is_top1" else torch.float32, device=base.device)
+            for name in outputs
+        )
+        scores = [nothing] * len(sequences)
+        for rows in _batches([len(sequence) for sequence in sequences], batch_tokens):
+            values = _forward(model, [sequences[row] for row in rows], base.device, outputs)
+            for i, row in enumerate(rows):
+                scores[row] = tuple(value[i, : len(sequences[row]) - 1] for value in values)
+    return [score[0] for score in scores] if len(outputs) == 1 else scores
+
+
+def _check_ids(sequences: list[list[int]], vocab_size: int) -> None:
+    for i, sequence in enumerate(sequences):
+        if not sequence:
+            raise InputError(f"sequences[{i}]", "is empty", "give at least one token")
+        # On a GPU the embedding would fail with an assertion that names nothing and ends the process.
+        for token in (min(sequence), max(sequence)):
+            if not 0 <= token < vocab_size:
+                raise InputError(
+                    f"sequences[{i}][{sequence.index(token)}]",
+                    f"token id {token} is outside the model's vocabulary of {vocab_size}",
+                    "use the tokenizer of this model",
+                )
+
+
+def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Rows of each batch, longest first; sequences of one token have nothing to score."""
+    order = sorted((row for row, length in enumerate(lengths) if length > 1), key=lambda row: -lengths[row])
+    start = 0
+    while start < len(order):
+        stop = start + max(1, batch_tokens // lengths[order[start]])
+        yield order[start:stop]
+        start = stop
+
+
+def _forward(
+    model: nn.Module, sequences: list[list[int]], device: torch.device, outputs: tuple[str, ...]
+) -> list[Tensor]:
+    """One padded forward: a tensor `[B, T − 1]` per output, the first n − 1 positions of a row being its n tokens'."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = torch.tensor(sequence)
+        mask[i, : len(sequence)] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    # Padding stands on the right, where the model's own positions 0, 1, 2, … are the right ones.
+    output = model(
+        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, IGNORED_LABEL), fused_lm_head=True
+    )
+    # Prompt-learning adapters put virtual tokens in front.
+    return [getattr(output, name)[:, 1 - width :] for name in outputs]

@@ -1,0 +1,20 @@
+"""The one exception for wrong input: it names where the value stands, the value, and what to do."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    Args:
+        where: The field, file or option that holds the value, e.g. `"learning_rate"` or `"pairs.jsonl line 3"`.
+        problem: What is wrong, with the value in it.
+        remedy: What to do instead.
+
+    The message is one line, `where: problem; remedy`, and the command line ends with exit code 2.
+    """
+
+    def __init__(self, where: str, problem: str, remedy: str) -> None:
+        self.where, self.problem, self.remedy = where, problem, remedy
+        super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
+        return InputError, (self.where, self.problem, self.remedy)

@@ -1,0 +1,144 @@
+"""Task metric during training: greedy answers to the evaluation prompts, scored as text.
+
+The loss on gold answers says little about what a model writes by itself. This callback generates, scores, and
+adds the figures to the evaluation metrics as `eval_<name>`, so that `metric_for_best_model`,
+`load_best_model_at_end` and early stopping can use them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl.models import unwrap_model_for_generation
+
+Metric = Callable[[list[str], list[str]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One evaluation row: the prompt as tokens, and the answer to compare with."""
+
+    prompt_ids: list[int]
+    reference: str
+
+
+def question(tokenizer: PreTrainedTokenizerBase, prompt: Any, reference: Any) -> Question:
+    """Tokenise a prompt as the trainer does: plain text as it is, messages through the chat template."""
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
+    answer = reference if isinstance(reference, str) else reference[-1]["content"]
+    return Question(list(ids), answer)
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[str]:
+    """Greedy continuations, without special tokens, in the order of the prompts.
+
+    Args:
+        model: A causal language model with `generate`.
+        tokenizer: Its tokenizer; `pad_token_id` and `eos_token_id` are used.
+        prompts: Token ids of each prompt.
+        max_new_tokens: Where an answer without end is cut.
+        batch_size: Prompts per call; those of similar length go together.
+    """
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        width = max(len(prompts[row]) for row in rows)
+        # Left padding: every prompt ends where generation starts.
+        ids = [[tokenizer.pad_token_id] * (width - len(prompts[row])) + prompts[row] for row in rows]
+        mask = [[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows]
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=torch.tensor(ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                generation_config=config,
+            )
+        texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        for row, text in zip(rows, texts, strict=True):
+            answers[row] = text
+    return answers
+
+
+class TaskMetricCallback(TrainerCallback):
+    """Answer the evaluation prompts greedily after each evaluation and score the answers.
+
+    Args:
+        trainer: The trainer; its processes share the prompts equally.
+        questions: All evaluation prompts with their references.
+        metric: `fn(predictions, references) -> {name: value}`, called once over all answers on every process.
+        max_new_tokens: Where an answer without end is cut.
+    """
+
+    def __init__(self, trainer: Trainer, questions: list[Question], metric: Metric, max_new_tokens: int) -> None:
+        self.trainer = trainer
+        self.questions = questions
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Add the scores to `metrics`, which is the dict that the trainer picks the best checkpoint by."""
+        references = [item.reference for item in self.questions]
+        scores = self.metric(self.answers(), references)
+        named = {f"eval_{name}": float(value) for name, value in scores.items()}
+        if metrics is not None:
+            metrics.update(named)
+        self.trainer.log(dict(named))
+
+    def answers(self) -> list[str]:
+        """Greedy answers to all questions, on every process."""
+        accelerator = self.trainer.accelerator
+        tokenizer = self.trainer.processing_class
+        world, rank = accelerator.num_processes, accelerator.process_index
+        # Every process answers the same number, so that sharded models run the same number of forwards.
+        share = -(-len(self.questions) // world)
+        mine = [self.questions[min(rank * share + i, len(self.questions) - 1)].prompt_ids for i in range(share)]
+        with unwrap_model_for_generation(self.trainer.model_wrapped, accelerator) as model:
+            was_training = model.training
+            model.eval()
+            try:
+                texts = greedy_answers(
+                    model,
+                    tokenizer,
+                    mine,
+                    max_new_tokens=self.max_new_tokens,
+                    batch_size=self.trainer.args.per_device_eval_batch_size,
+                )
+            finally:
+                model.train(was_training)
+        return gather_object(texts)[: len(self.questions)]
