@@ -14,11 +14,10 @@ import yaml
 from tokencredit.cluster.plan import Plan, cpu_count, resolve
 from tokencredit.cluster.preflight import RECIPE_FILE, Preflight, check, is_unused
 from tokencredit.cluster.quiet import quieten
-from tokencredit.recipes.files import load_yaml
 from tokencredit.recipes.init_model import INITIAL_MODEL, write_initial_model
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.callbacks import write_whole
-from tokencredit.trainers.checkpoints import forget_later
+from tokencredit.trainers.checkpoints import finish, forget_later
 
 WORKER = "tokencredit.cluster.worker"
 
@@ -45,6 +44,9 @@ def launch(recipe: Recipe, plan: Plan, found: Preflight) -> int:
         whose traceback the worker has printed.
     """
     run = Path(recipe.output_dir)
+    if found.finished and found.resume_from:
+        finish(Path(found.resume_from), run, best=bool(recipe.training.get("load_best_model_at_end")))
+        return 0
     new = not run.exists()
     with _clean_up(run, new):
         _write_run_folder(recipe, found)
@@ -72,24 +74,14 @@ def _clean_up(run: Path, new: bool) -> Iterator[None]:
 def _write_run_folder(recipe: Recipe, found: Preflight) -> None:
     run = Path(recipe.output_dir)
     run.mkdir(parents=True, exist_ok=True)
-    if found.resume_from:
-        found.notes += _changed_keys(run / RECIPE_FILE, recipe)
-        if Path(found.resume_from).parent == run:
-            forget_later(run, int(found.resume_from.rpartition("-")[2]))
+    if found.resume_from and Path(found.resume_from).parent == run:
+        forget_later(run, int(found.resume_from.rpartition("-")[2]))
     text = yaml.safe_dump(recipe.flat(), sort_keys=False, allow_unicode=True, width=120)
     write_whole(run / RECIPE_FILE, text)
     if recipe.own.init is not None and not (run / INITIAL_MODEL).is_dir():
         assert found.data is not None
         seed = int(recipe.training.get("seed", 42))
         write_initial_model(recipe.own.init, found.data.train, run / INITIAL_MODEL, seed)
-
-
-def _changed_keys(saved: Path, recipe: Recipe) -> list[str]:
-    if not saved.is_file():
-        return []
-    before, now = load_yaml(saved), recipe.flat()
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return [f"differs from the recipe the run began with: {', '.join(changed)}"] if changed else []
 
 
 def _run_here(recipe: Recipe, found: Preflight) -> int:

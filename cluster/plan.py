@@ -169,10 +169,6 @@ def _with_batch(recipe: Recipe, processes: int) -> Recipe:
     total = recipe.own.total_train_batch_size
     if total is None:
         return recipe
-    if "gradient_accumulation_steps" in recipe.training:
-        raise InputError(
-            "total_train_batch_size", "given together with gradient_accumulation_steps", "keep one of them"
-        )
     per_step = int(recipe.training.get("per_device_train_batch_size", 8)) * processes
     if total % per_step:
         raise InputError(
@@ -180,4 +176,9 @@ def _with_batch(recipe: Recipe, processes: int) -> Recipe:
             f"{total} is not a multiple of per_device_train_batch_size x processes = {per_step}",
             "change one of the three",
         )
-    return recipe.with_training(gradient_accumulation_steps=total // per_step)
+    steps = total // per_step
+    given = recipe.training.get("gradient_accumulation_steps", steps)
+    if given != steps:
+        product = f"{per_step // processes} x {processes} process{'es' if processes > 1 else ''} x {given} accumulated"
+        raise InputError("total_train_batch_size", f"{total} is not {product}", "remove gradient_accumulation_steps")
+    return recipe.with_training(gradient_accumulation_steps=steps)

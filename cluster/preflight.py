@@ -10,9 +10,10 @@ from tokencredit.cluster.plan import Plan
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import metric_function, peft_config
 from tokencredit.recipes.data import RecipeData, load_data
+from tokencredit.recipes.files import load_yaml
 from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
 from tokencredit.recipes.schema import Recipe
-from tokencredit.trainers.checkpoints import latest_complete, read_manifest
+from tokencredit.trainers.checkpoints import is_finished, latest_complete, read_manifest
 
 RECIPE_FILE = "recipe.yaml"
 # What a run writes before its first step; a folder with nothing else in it counts as unused.
@@ -26,11 +27,13 @@ class Preflight:
     Args:
         data: The loaded data, or None when it is not on this machine (dry run only).
         resume_from: The checkpoint to continue from, or None.
+        finished: Whether that checkpoint is the end of the run.
         notes: Lines for the user.
     """
 
     data: RecipeData | None
     resume_from: str | None = None
+    finished: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -119,8 +122,19 @@ def _resume(recipe: Recipe, plan: Plan, found: Preflight) -> None:
             f"{folder.name} was written by {manifest.world_size} processes, this run has {plan.num_processes}: "
             "the order of the data and the random state differ from an uninterrupted run"
         )
-    found.notes.append(f"resuming from {folder.name}")
     found.resume_from = str(folder)
+    found.notes += _changed_keys(Path(recipe.output_dir) / RECIPE_FILE, recipe)
+    limits = recipe.training.get("max_steps", -1), recipe.training.get("num_train_epochs", 3.0)
+    found.finished = is_finished(folder, *limits)
+    found.notes.append(f"the run is complete at {folder.name}" if found.finished else f"resuming from {folder.name}")
+
+
+def _changed_keys(saved: Path, recipe: Recipe) -> list[str]:
+    if not saved.is_file():
+        return []
+    before, now = load_yaml(saved), recipe.flat()
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"differs from the recipe the run began with: {', '.join(changed)}"] if changed else []
 
 
 def _check_reporting(recipe: Recipe) -> None:

@@ -48,8 +48,6 @@ def load_split(
             dataset = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except InputError:
         raise
-    except (datasets.exceptions.DatasetGenerationError, StopIteration) as error:
-        raise _malformed(Path(name), error) from None
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         remedy = f"give a file, a folder, a hub name that can be reached, or a built-in ({', '.join(sorted(BUILTIN))})"
         raise InputError("dataset_name", f"{name!r} cannot be loaded ({_first_line(error)})", remedy) from None
@@ -57,6 +55,8 @@ def load_split(
         raise InputError(
             "dataset_name", f"{name!r}: {_first_line(error)}", "correct the split or configuration"
         ) from None
+    except Exception as error:  # Arrow and the readers raise whatever the content makes them raise
+        raise _malformed(Path(name), error) from None
     return dataset
 
 

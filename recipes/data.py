@@ -112,7 +112,21 @@ def _ready(recipe: Recipe, name: str, dataset: Any) -> Any:
         raise InputError("dataset_name", problem, remedy)
     for change in changes:
         dataset = dataset.map(change)
+    text_field = recipe.training.get("dataset_text_field", "text")
+    if {"prompt", "completion"} <= columns and text_field in columns:
+        # TRL's SFT would add the end-of-text token to that column instead of the completion, and a model that
+        # never sees it never stops.
+        dataset = dataset.remove_columns(text_field)
+    _check_types(name, next(iter(dataset)))
     return dataset
+
+
+def _check_types(name: str, row: dict[str, Any]) -> None:
+    for column in ("prompt", "completion", "chosen", "rejected", "text", "messages"):
+        value = row.get(column, "")
+        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(m, dict) for m in value)):
+            problem = f"the {name} data's column {column!r} holds {value!r}"
+            raise InputError("dataset_name", problem, "give text, or a list of chat messages")
 
 
 def _require(dataset: Any, names: tuple[str, ...], part: str) -> None:

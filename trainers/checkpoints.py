@@ -8,6 +8,7 @@ whose files differ from it, is not resumed from.
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import rotate_checkpoints
 
 MANIFEST = "manifest.json"
+# Transformers writes it after the model and the tokenizer.
+_SAVED_LAST = "training_args.bin"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -84,6 +87,39 @@ def forget_later(run: Path, step: int) -> None:
     for folder in checkpoints(run):
         if int(folder.name.removeprefix("checkpoint-")) > step:
             (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def is_finished(checkpoint: Path, max_steps: int, num_train_epochs: float) -> bool:
+    """Whether a checkpoint lies at the end of its run.
+
+    The trainer must not be asked to resume from such a one: it would take another step.
+
+    Args:
+        checkpoint: A complete checkpoint.
+        max_steps: The recipe's limit; when positive it decides alone, as in the trainer.
+        num_train_epochs: The recipe's limit otherwise.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state.global_step >= max_steps if max_steps > 0 else (state.epoch or 0) >= num_train_epochs
+
+
+def finish(checkpoint: Path, run: Path, *, best: bool) -> None:
+    """Put the model of a finished run in its run folder, when the run was killed before it did so itself.
+
+    Args:
+        checkpoint: The last checkpoint.
+        run: The run folder.
+        best: Take the best checkpoint that the last one names (`load_best_model_at_end`).
+    """
+    if (run / _SAVED_LAST).is_file():
+        return
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    source = Path(state.best_model_checkpoint) if best and state.best_model_checkpoint else checkpoint
+    training_state = ("optimizer", "scheduler", "rng_state", "trainer_state", MANIFEST, _SAVED_LAST)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.startswith(training_state):
+            shutil.copy2(path, run / path.name)
+    shutil.copy2(source / _SAVED_LAST, run / _SAVED_LAST)
 
 
 class CheckpointManifest(TrainerCallback):

@@ -38,9 +38,8 @@ def question(tokenizer: PreTrainedTokenizerBase, prompt: Any, reference: Any) ->
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
     else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
+        encoded: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+        ids = encoded["input_ids"]
     answer = reference if isinstance(reference, str) else reference[-1]["content"]
     return Question(list(ids), answer)
 
@@ -123,7 +122,7 @@ class TaskMetricCallback(TrainerCallback):
     def answers(self) -> list[str]:
         """Greedy answers to all questions, on every process."""
         accelerator = self.trainer.accelerator
-        tokenizer = self.trainer.processing_class
+        tokenizer: Any = self.trainer.processing_class
         world, rank = accelerator.num_processes, accelerator.process_index
         # Every process answers the same number, so that sharded models run the same number of forwards.
         share = -(-len(self.questions) // world)
@@ -141,4 +140,5 @@ class TaskMetricCallback(TrainerCallback):
                 )
             finally:
                 model.train(was_training)
-        return gather_object(texts)[: len(self.questions)]
+        everything: list[str] = gather_object(texts)
+        return everything[: len(self.questions)]

@@ -1,0 +1,40 @@
+# Every target creates the environment it needs. The only tools expected are Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test test-fast lint types bench clean
+
+$(READY): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# A model from scratch learns to label US addresses; its scores on the validation part are printed as it goes.
+quickstart: $(READY)
+	rm -rf runs/sft-addresses
+	$(BIN)/tokencredit train sft/addresses
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# Without what starts several processes or takes more than a few seconds.
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not distributed"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers cannot follow the editable install, so they read a copy laid out as the package is.
+types: $(READY)
+	rm -rf build/types
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/types .
+	MYPYPATH=build/types $(BIN)/python -m mypy -p tokencredit
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

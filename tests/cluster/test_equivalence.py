@@ -1,0 +1,86 @@
+"""One recipe gives one curve, however it is spread over processes and micro-batches.
+
+The reference is one process with a batch of 8. Tolerance 1e-6: the same float32 sums are taken in another order
+(float32 resolves 6e-8 of a loss near one, 5e-7 of a loss near eight), and four optimiser steps pass that on.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tokencredit.trainers.callbacks import ENVIRONMENT, read_metrics
+
+TOLERANCE = 1e-6
+
+SHARD_EVERYTHING = "deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
+SPREADS = {
+    "accumulation": ["per_device_train_batch_size=1"],
+    "ddp": ["per_device_train_batch_size=4", "launch=ddp", "launch.num_processes=2"],
+    "zero2": ["per_device_train_batch_size=4", "launch=zero2", "launch.num_processes=2"],
+    "zero3": ["per_device_train_batch_size=4", "launch=zero3", "launch.num_processes=2", SHARD_EVERYTHING],
+}
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def recipes(tiny_model: Path, sft_data: Path, dpo_data: Path) -> dict[str, dict[str, Any]]:
+    common = {
+        "model_name_or_path": str(tiny_model),
+        "max_steps": 4,
+        "total_train_batch_size": 8,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+        "seed": 0,
+    }
+    return {
+        "sft": common | {"trainer": "sft", "dataset_name": str(sft_data)},
+        # beta 1 makes the preference loss move by tenths within four steps
+        "dpo": common | {"trainer": "dpo", "dataset_name": str(dpo_data), "beta": 1.0},
+    }
+
+
+@pytest.fixture(scope="module")
+def curves(
+    recipes: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, run_cli: Any
+) -> dict[str, list[float]]:
+    """The reference curves: one process, whole batches."""
+    found = {}
+    for name, recipe in recipes.items():
+        folder = tmp_path_factory.mktemp(f"reference_{name}")
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": "run"}))
+        run_cli(folder, "train", "recipe.yaml")
+        found[name] = losses(folder / "run")
+        assert len(found[name]) == 4
+        assert abs(found[name][0] - found[name][3]) > 0.01, "the model must move, or equal curves prove nothing"
+    return found
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_same_curve(
+    method: str,
+    spread: str,
+    recipes: dict[str, dict[str, Any]],
+    curves: dict[str, list[float]],
+    tmp_path: Path,
+    run_cli: Any,
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipes[method] | {"output_dir": "run"}))
+    run_cli(tmp_path, "train", "recipe.yaml", *SPREADS[spread])
+    assert losses(tmp_path / "run") == pytest.approx(curves[method], rel=TOLERANCE, abs=TOLERANCE)
+    environment = json.loads((tmp_path / "run" / ENVIRONMENT).read_text())
+    assert environment["world_size"] == (1 if spread == "accumulation" else 2)
+    assert environment["zero_stage"] == {"zero2": 2, "zero3": 3}.get(spread, 0)
+    if spread == "zero3":
+        assert environment["parameters_partitioned"] == environment["parameters"] > 0

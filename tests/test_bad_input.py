@@ -1,0 +1,305 @@
+"""Wrong input ends with one line naming field, value and remedy, with exit code 2, and nothing is written."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tokencredit.cli import app
+from tokencredit.cluster import plan
+from tokencredit.trainers.checkpoints import Manifest
+
+Recipe = dict[str, Any]
+Prepare = Callable[[Recipe, Path], None]
+
+
+@dataclass
+class Case:
+    """One wrong input.
+
+    Args:
+        says: Pieces of the line, in this order.
+        changes: Keys laid over a recipe that works; None removes the key.
+        arguments: More words on the command line.
+        prepare: Changes to the recipe or to files.
+        text: The recipe file itself.
+    """
+
+    says: list[str]
+    changes: Recipe = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+    prepare: Prepare = lambda recipe, folder: None
+    text: str | None = None
+
+
+def data(content: str, name: str = "rows.jsonl") -> Prepare:
+    def write(recipe: Recipe, folder: Path) -> None:
+        (folder / name).write_text(content, encoding="utf-8")
+        recipe["dataset_name"] = name
+
+    return write
+
+
+def model(files: dict[str, str]) -> Prepare:
+    def write(recipe: Recipe, folder: Path) -> None:
+        (folder / "model").mkdir()
+        for name, content in files.items():
+            (folder / "model" / name).write_text(content)
+        recipe["model_name_or_path"] = "model"
+
+    return write
+
+
+def accelerate_file(content: str) -> Prepare:
+    def write(recipe: Recipe, folder: Path) -> None:
+        (folder / "accelerate.yaml").write_text(content)
+        recipe["launch"] = "accelerate.yaml"
+
+    return write
+
+
+def used_folder(recipe: Recipe, folder: Path) -> None:
+    (folder / "used").mkdir()
+    (folder / "used" / "notes.txt").write_text("mine")
+    recipe["output_dir"] = "used"
+
+
+def zero_checkpoint(recipe: Recipe, folder: Path) -> None:
+    checkpoint = folder / "old" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    Manifest(step=2, world_size=1, zero_stage=2, files={}).write(checkpoint)
+    recipe |= {"output_dir": "old", "resume_from_checkpoint": True, "launch": {"strategy": "zero2", "num_processes": 2}}
+
+
+def circle(recipe: Recipe, folder: Path) -> None:
+    (folder / "other.yaml").write_text("defaults: recipe.yaml\n")
+    recipe["defaults"] = "other.yaml"
+
+
+def failing_metric(recipe: Recipe, folder: Path) -> None:
+    (folder / "broken_metric.py").write_text("def score(predictions, references):\n    raise KeyError('oops')\n")
+    recipe |= {"task_metric": "broken_metric:score", "eval_strategy": "epoch"}
+
+
+SCRATCH = {"model_name_or_path": None, "init": {"model_type": "llama"}}
+
+CASES = {
+    "malformed YAML": Case(["recipe.yaml line 2", "not valid YAML"], text="trainer: sft\n  output_dir: [run\n"),
+    "recipe is a list": Case(["recipe.yaml", "not a mapping"], text="- trainer: sft\n"),
+    "key given twice": Case(["line 2", "'trainer' is given twice"], text="trainer: sft\ntrainer: dpo\n"),
+    "no trainer": Case(["trainer", "missing", "choose one of sft, dpo"], {"trainer": None}),
+    "unknown trainer": Case(["trainer", "'ppo'", "choose one of sft, dpo"], {"trainer": "ppo"}),
+    "unknown key": Case(["learning_rte", "unknown key", "'learning_rate'"], {"learning_rte": 1e-4}),
+    "unknown nested key": Case(["launch.num_proc", "unknown key", "'num_processes'"], {"launch": {"num_proc": 2}}),
+    "a number that is none": Case(["learning_rate", "'fast'", "valid number"], {"learning_rate": "fast"}),
+    "a choice that is none": Case(["eval_strategy", "'often'", "no, steps, epoch"], {"eval_strategy": "often"}),
+    "batch of nothing": Case(["per_device_train_batch_size", "0", "1 or more"], {"per_device_train_batch_size": 0}),
+    "no output folder": Case(["output_dir", "missing", "name the folder"], {"output_dir": None}),
+    "contradicting settings": Case(
+        ["load_best_model_at_end", "strategy"], {"load_best_model_at_end": True, "save_strategy": "steps"}
+    ),
+    "override without value": Case(["command line", "'seed'", "key=value"], arguments=["seed"]),
+    "override unknown key": Case(["sed", "unknown key", "'seed'"], arguments=["sed=1"]),
+    "defaults that do not exist": Case(["defaults", "'base.yaml'", "built in are"], {"defaults": "base.yaml"}),
+    "defaults in a circle": Case(["defaults", "circle", "break"], prepare=circle),
+    "data file missing": Case(["dataset_name", "rows.jsonl", "path that exists"], {"dataset_name": "rows.jsonl"}),
+    "data file empty": Case(["dataset_name", "rows.jsonl", "empty"], prepare=data("")),
+    "data format unknown": Case(["dataset_name", "'rows.xml'", ".jsonl"], prepare=data("<a/>", "./rows.xml")),
+    "data line malformed": Case(
+        ["rows.jsonl line 2", "not valid JSON"], prepare=data('{"prompt": "a", "completion": "b"}\n{oops}\n')
+    ),
+    "text that is none": Case(["dataset_name", "'text' holds 1", "give text"], prepare=data('{"text": 1}\n')),
+    "no rows after slicing": Case(["dataset_name", "train[:0]", "no data"], {"dataset_train_split": "train[:0]"}),
+    "unknown split": Case(["dataset_name", "valid", "Should be one of"], {"dataset_train_split": "valid"}),
+    "wrong columns": Case(
+        ["dataset_name", "columns question", "sft needs completion+prompt"], prepare=data('{"question": "a"}\n')
+    ),
+    "template column missing": Case(
+        ["prompt_template", "no column 'text'", "columns are"], {"prompt_template": "{text}"}
+    ),
+    "completion column missing": Case(
+        ["dataset_name", "no column 'label'", "completion, prompt"], {"completion_column": "label"}
+    ),
+    "unknown built-in configuration": Case(
+        ["dataset_name", "'triples'", "'pairs'"], {"dataset_name": "us_addresses", "dataset_config": "triples"}
+    ),
+    "dataset not reachable": Case(
+        ["dataset_name", "'nobody/nothing'", "cannot be loaded"], {"dataset_name": "nobody/nothing"}
+    ),
+    "no model": Case(["model_name_or_path", "missing", "init:"], {"model_name_or_path": None}),
+    "model folder missing": Case(
+        ["model_name_or_path", "no folder", "saved model"], {"model_name_or_path": "./nowhere"}
+    ),
+    "model folder without model": Case(["model_name_or_path", "no config.json"], prepare=model({"a.txt": ""})),
+    "model folder with adapter": Case(
+        ["model_name_or_path", "is an adapter", "tokencredit merge"], prepare=model({"adapter_config.json": "{}"})
+    ),
+    "model configuration broken": Case(["model_name_or_path", "no model"], prepare=model({"config.json": "{"})),
+    "model without tokenizer": Case(
+        ["model_name_or_path", "no tokenizer"], prepare=model({"config.json": '{"model_type": "llama"}'})
+    ),
+    "hub model not reachable": Case(["model_name_or_path", "'nobody/model'"], {"model_name_or_path": "nobody/model"}),
+    "model and init": Case(["init", "together with model_name_or_path"], {"init": {"model_type": "llama"}}),
+    "unknown architecture": Case(["init.model_type", "'lama'", "llama"], SCRATCH | {"init": {"model_type": "lama"}}),
+    "unknown architecture field": Case(
+        ["init.config.hidden", "unknown field", "llama"],
+        SCRATCH | {"init": {"model_type": "llama", "config": {"hidden": 1}}},
+    ),
+    "chat data without template": Case(
+        ["model_name_or_path", "chat messages", "instruction-tuned"],
+        prepare=data(
+            json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}) + "\n"
+        ),
+    ),
+    "unknown PEFT method": Case(["peft.peft_type", "'LORE'", "LORA"], {"peft": {"peft_type": "LORE"}}),
+    "unknown PEFT field": Case(["peft.rank", "unknown key"], {"peft": {"peft_type": "LORA", "rank": 4}}),
+    "PEFT twice": Case(["peft", "together with use_peft"], {"peft": {"peft_type": "LORA"}, "use_peft": True}),
+    "unknown task metric": Case(
+        ["task_metric", "'rouge'", "json_records"], {"task_metric": "rouge", "eval_strategy": "epoch"}
+    ),
+    "task metric not importable": Case(
+        ["task_metric", "'nowhere:score'", "importable"], {"task_metric": "nowhere:score", "eval_strategy": "epoch"}
+    ),
+    "task metric that fails": Case(["task_metric", "broken_metric:score", "KeyError('oops')"], prepare=failing_metric),
+    "task metric without evaluation": Case(
+        ["task_metric", "no evaluation", "eval_strategy"], {"task_metric": "json_records"}
+    ),
+    "best by an unknown figure": Case(
+        ["metric_for_best_model", "'record_f2'", "'record_f1'"],
+        {
+            "dataset_name": "us_addresses",
+            "dataset_test_split": "validation",
+            "prompt_template": "{text}",
+            "completion_column": "results",
+            "task_metric": "json_records",
+            "eval_strategy": "epoch",
+            "metric_for_best_model": "record_f2",
+        },
+    ),
+    "augmentation without records": Case(["augment", "labelled rows", "completion_column"], {"augment": {"copies": 2}}),
+    "tracker not installed": Case(["report_to", "'swanlab'", "pip install swanlab"], {"report_to": "swanlab"}),
+    "unknown launch": Case(["launch.strategy", "'zero4'", "zero3"], {"launch": "zero4"}),
+    "several processes without strategy": Case(
+        ["launch.num_processes", "2 processes with strategy none", "launch=ddp"], {"num_processes": 2}
+    ),
+    "more processes than cores": Case(
+        ["launch.num_processes", "4096", "here"], {"launch": {"strategy": "ddp", "num_processes": 4096}}
+    ),
+    "processes not said": Case(["launch.num_processes", "missing", "say how many"], {"launch": "ddp"}),
+    "FSDP on CPU": Case(["launch.strategy", "fsdp", "CPU"], {"launch": {"strategy": "fsdp", "num_processes": 2}}),
+    "Accelerate file missing": Case(["launch.strategy", "no Accelerate file"], {"launch": "./missing.yaml"}),
+    "Accelerate file that would run one process": Case(
+        ["launch.strategy", "2 CPU processes and would get one", "launch=ddp"],
+        prepare=accelerate_file("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n"),
+    ),
+    "Accelerate file for GPUs": Case(
+        ["launch.strategy", "MULTI_GPU", "launch=ddp"],
+        prepare=accelerate_file("distributed_type: MULTI_GPU\nnum_processes: 2\n"),
+    ),
+    "DeepSpeed file on one process": Case(["deepspeed", "one plain process"], {"deepspeed": {"train_batch_size": 1}}),
+    "batch that does not divide": Case(
+        ["total_train_batch_size", "12", "= 8", "change one"], {"total_train_batch_size": 12}
+    ),
+    "output folder is a file": Case(["output_dir", "is a file"], {"output_dir": "recipe.yaml"}),
+    "output folder not writable": Case(["output_dir", "cannot write to '/proc'"], {"output_dir": "/proc/run"}),
+    "output folder not empty": Case(["output_dir", "not empty", "resume_from_checkpoint=true"], prepare=used_folder),
+    "resume from no checkpoint": Case(
+        ["resume_from_checkpoint", "no checkpoint", "checkpoint-N"], {"resume_from_checkpoint": "./checkpoint-9"}
+    ),
+    "resume ZeRO with other processes": Case(
+        ["launch.num_processes", "written by 1 ZeRO", "set launch.num_processes=1"], prepare=zero_checkpoint
+    ),
+    "environment is no mapping": Case(["env", "'A=1'", "NAME: value"], {"env": "A=1"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "cpu_count", lambda: 2)
+
+
+def call(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of the command, run in this process."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_and_exit_code_2(
+    name: str, recipe_text: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    recipe = {key: value for key, value in (recipe_text | case.changes).items() if value is not None}
+    recipe.setdefault("output_dir", "run") if "output_dir" not in case.changes else None
+    case.prepare(recipe, tmp_path)
+    text = case.text if case.text is not None else yaml.safe_dump(recipe)
+    (tmp_path / "recipe.yaml").write_text(text)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    code, stderr = call(tmp_path, "train", "recipe.yaml", *case.arguments)
+
+    lines = [line for line in stderr.splitlines() if not line.startswith("note: ")]
+    assert code == 2, stderr
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    position = 0
+    for piece in case.says:
+        position = lines[0].find(piece, position)
+        assert position >= 0, f"{piece!r} is not in {lines[0]!r} after the pieces before it"
+        position += len(piece)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before
+
+
+def test_missing_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stderr = call(tmp_path, "train", "nowhere.yaml")
+    assert code == 2
+    assert stderr.startswith("error: recipe: no file 'nowhere.yaml'; give the path of a YAML file or a built-in name (")
+    assert len(stderr.splitlines()) == 1
+
+
+def test_zero_without_deepspeed(recipe_text: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_text))
+    code, stderr = call(tmp_path, "train", "recipe.yaml", "launch=zero2", "launch.num_processes=2")
+    assert code == 2
+    assert "error: launch.strategy: zero2 needs DeepSpeed; pip install 'tokencredit[deepspeed]'" in stderr
+
+
+def test_one_process_on_several_accelerators(
+    recipe_text: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "accelerator_count", lambda: 4)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_text))
+    code, stderr = call(tmp_path, "train", "recipe.yaml")
+    assert code == 2
+    assert "one process sees 4 accelerators" in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["recipes", "show", "sft/nothing"], "recipes show: no built-in recipe 'sft/nothing'"),
+        (["merge", "nowhere", "out"], "adapter: 'nowhere' is no adapter"),
+    ],
+)
+def test_other_commands(arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stderr = call(tmp_path, *arguments)
+    assert code == 2
+    assert stderr.startswith(f"error: {says}")
+    assert len(stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,121 @@
+"""Greedy answers during evaluation, and the figures that the trainer picks the best checkpoint by."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tokencredit.recipes.build import build_trainer
+from tokencredit.recipes.data import load_data
+from tokencredit.recipes.schema import parse_recipe
+from tokencredit.trainers.callbacks import read_metrics
+from tokencredit.trainers.task_metric import greedy_answers, question
+
+METRIC = """
+calls = []
+def score(predictions, references):
+    calls.append((predictions, references))
+    return {"length": sum(map(len, predictions)) / len(predictions), "rows": len(references)}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
+
+
+def test_batched_answers_equal_one_by_one(model: tuple[Any, Any]) -> None:
+    net, tokenizer = model
+    prompts = [tokenizer(text)["input_ids"] for text in ("a", "Grace asks very much: ", "Alan", "b c d e f")]
+    single = [greedy_answers(net, tokenizer, [p], max_new_tokens=6, batch_size=1)[0] for p in prompts]
+    assert greedy_answers(net, tokenizer, prompts, max_new_tokens=6, batch_size=3) == single
+    expected = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(6):
+            ids.append(int(net(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        expected.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    assert single == expected
+
+
+def test_chat_prompt_goes_through_the_template(model: tuple[Any, Any]) -> None:
+    tokenizer = model[1]
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}<me>{% endif %}"
+    asked = question(tokenizer, [{"role": "user", "content": "hi"}], [{"role": "assistant", "content": "yo"}])
+    assert tokenizer.decode(asked.prompt_ids) == "<user>hi<me>"
+    assert asked.reference == "yo"
+
+
+def trained(recipe: dict[str, Any], folder: Path) -> Any:
+    Path(recipe["output_dir"]).mkdir()
+    parsed = parse_recipe(recipe | {"use_cpu": True, "bf16": False})
+    trainer = build_trainer(parsed, load_data(parsed))
+    trainer.train()
+    return trainer
+
+
+def test_figures_reach_the_log_and_pick_the_best_checkpoint(
+    recipe_text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "length_metric.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "length", "greater_is_better": True}
+    spec = {"function": "length_metric:score", "max_new_tokens": 4, "limit": 5}
+    trainer = trained(recipe_text | steps | best | {"task_metric": spec, "save_total_limit": 1}, tmp_path)
+
+    import length_metric
+
+    assert len(length_metric.calls) == 2
+    predictions, references = length_metric.calls[0]
+    assert len(predictions) == len(references) == 5
+    first = [json.loads(line) for line in (Path(recipe_text["dataset_name"]) / "test.jsonl").open()][:5]
+    assert references == [row["completion"] for row in first]
+    logged = [line for line in read_metrics(tmp_path / "run") if "eval_length" in line]
+    assert [line["step"] for line in logged] == [2, 4]
+    assert trainer.state.best_metric == max(line["eval_length"] for line in logged)
+    assert all(line["eval_rows"] == 5 for line in logged)
+    kept = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert f"checkpoint-{trainer.state.best_global_step}" in kept
+    assert "checkpoint-4" in kept
+
+
+def test_dpo_compares_with_the_chosen_answer(
+    recipe_text: dict[str, Any], dpo_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chosen_metric.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = {"function": "chosen_metric:score", "max_new_tokens": 2, "limit": 3}
+    changes = {"trainer": "dpo", "dataset_name": str(dpo_data), "max_steps": 1, "eval_strategy": "steps"}
+    trained(recipe_text | changes | {"task_metric": spec}, tmp_path)
+
+    import chosen_metric
+
+    rows = [json.loads(line) for line in (dpo_data / "test.jsonl").open()][:3]
+    assert chosen_metric.calls[0][1] == [row["chosen"] for row in rows]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("launch", ["ddp", "zero3"])
+def test_processes_share_the_prompts(launch: str, recipe_text: dict[str, Any], tmp_path: Path, run_cli: Any) -> None:
+    (tmp_path / "rows_metric.py").write_text(METRIC)
+    changes = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "per_device_train_batch_size": 4}
+    spec = {"function": "rows_metric:score", "max_new_tokens": 3, "limit": 5}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_text | changes | {"task_metric": spec}))
+    figures = {}
+    for name, spread in {
+        "one": ["per_device_train_batch_size=8"],
+        "two": [f"launch={launch}", "num_processes=2"],
+    }.items():
+        run_cli(tmp_path, "train", "recipe.yaml", f"output_dir={name}", *spread)
+        figures[name] = next(line for line in read_metrics(tmp_path / name) if "eval_rows" in line)
+    assert figures["two"]["eval_rows"] == 5
+    assert figures["two"]["eval_length"] == figures["one"]["eval_length"]
