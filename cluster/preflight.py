@@ -61,6 +61,7 @@ def check(recipe: Recipe, plan: Plan, *, dry_run: bool = False) -> Preflight:
             raise
         found.notes.append(f"not available locally: {error}")
     if found.data is not None:
+        _check_length(recipe, found.data)
         _check_task_metric(recipe, found.data)
         _check_chat(tokenizer, found.data, recipe)
     return found
@@ -199,6 +200,11 @@ def _load_tokenizer(name: str, recipe: Recipe) -> Any:
             problem = f"{name!r} has no {part} that can be loaded ({reason})"
             raise InputError("model_name_or_path", problem, "name a saved model with its tokenizer") from None
     return loaded
+
+
+def _check_length(recipe: Recipe, data: RecipeData) -> None:
+    if not hasattr(data.train, "__len__") and recipe.training.get("max_steps", -1) <= 0:
+        raise InputError("max_steps", "is missing, and a streamed dataset has no length", "set max_steps")
 
 
 def _check_task_metric(recipe: Recipe, data: RecipeData) -> None:

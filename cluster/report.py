@@ -1,10 +1,14 @@
-"""What a dry run says: the resolved recipe and what it would use."""
+"""What a dry run says about a recipe, and what a run says when it has ended."""
+
+from pathlib import Path
 
 import yaml
+from rich.table import Table
 
 from tokencredit.cluster.plan import Plan
 from tokencredit.cluster.preflight import Preflight
 from tokencredit.recipes.schema import Recipe
+from tokencredit.trainers.callbacks import is_result, read_metrics
 
 
 def describe(recipe: Recipe, plan: Plan, found: Preflight) -> str:
@@ -32,3 +36,25 @@ def describe(recipe: Recipe, plan: Plan, found: Preflight) -> str:
 
 def _rows(dataset: object) -> str:
     return str(len(dataset)) if hasattr(dataset, "__len__") else "streamed"
+
+
+def scores(recipe: Recipe) -> Table | None:
+    """The evaluation figures of a run: those of the model that was saved, or None without an evaluation."""
+    by_step: dict[int, dict[str, float]] = {}
+    for line in read_metrics(Path(recipe.output_dir)):
+        figures = {name: value for name, value in line.items() if name.startswith("eval_")}
+        if figures:
+            by_step.setdefault(line["step"], {}).update(figures)
+    if not by_step:
+        return None
+    step = max(by_step)
+    best = str(recipe.training.get("metric_for_best_model") or "loss")
+    name = best if best.startswith("eval_") else f"eval_{best}"
+    if recipe.training.get("load_best_model_at_end") and name in by_step[step]:
+        smaller_is_better = not recipe.training.get("greater_is_better", not name.endswith("loss"))
+        step = min(by_step, key=lambda at: by_step[at][name] if smaller_is_better else -by_step[at][name])
+    table = Table("evaluation", f"step {step}", box=None)
+    for key, value in by_step[step].items():
+        if is_result(key):
+            table.add_row(key.removeprefix("eval_"), f"{value:.4f}")
+    return table

@@ -20,12 +20,8 @@ INPUT_ERROR = 2
 """Exit code for wrong input."""
 
 
-def run(recipe: Recipe, data: RecipeData, resume_from: str | None) -> dict[str, float]:
-    """Train a resolved recipe in this process and save the model in the run folder.
-
-    Returns:
-        The last figures: those of the final training log and of the last evaluation.
-    """
+def run(recipe: Recipe, data: RecipeData, resume_from: str | None) -> None:
+    """Train a resolved recipe in this process and save the model in the run folder."""
     if recipe.own.init is not None:
         recipe = recipe.with_model(model_name_or_path=str(Path(recipe.output_dir) / INITIAL_MODEL))
     if recipe.training.get("use_cpu"):
@@ -35,13 +31,7 @@ def run(recipe: Recipe, data: RecipeData, resume_from: str | None) -> dict[str, 
     trainer.save_model(recipe.output_dir)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=recipe.data.get("dataset_name"))
-    figures: dict[str, float] = {}
-    for line in trainer.state.log_history:
-        figures |= {key: value for key, value in line.items() if key.startswith(("train_", "eval_"))}
-    if trainer.state.best_metric is not None:
-        figures[f"best_{trainer.args.metric_for_best_model}"] = trainer.state.best_metric
     trainer.end()
-    return figures
 
 
 def _prepare_cpu(recipe: Recipe) -> None:

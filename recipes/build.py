@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from importlib import import_module, metadata
+from itertools import islice
 from typing import Any
 
 from tokencredit.data.metrics import json_records
@@ -34,14 +35,18 @@ def build_trainer(recipe: Recipe, data: RecipeData) -> Any:
     from trl import ModelConfig, get_quantization_config
 
     model_args = ModelConfig(**recipe.model)
-    trainer = recipe.method.trainer_class()(
-        model=model_args.model_name_or_path,
-        args=training_arguments(recipe, model_args),
-        train_dataset=data.train,
-        eval_dataset=data.evaluation,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=peft_config(recipe),
-    )
+    arguments = training_arguments(recipe, model_args)
+    try:
+        trainer = recipe.method.trainer_class()(
+            model=model_args.model_name_or_path,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=peft_config(recipe),
+        )
+    except (ValueError, NotImplementedError) as error:  # the trainers check their settings when they are made
+        raise _settings_error(recipe, arguments, error) from error
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     # The task metric comes first: callbacks after it read the metrics it adds.
@@ -72,12 +77,15 @@ def training_arguments(recipe: Recipe, model_args: Any) -> Any:
     try:
         return config(**values)
     except (ValueError, TypeError, NotImplementedError) as error:
-        message = " ".join(str(error).split())
-        named = [item.name for item in fields(config) if item.name in values and item.name in message]
-        where = max(named, key=len, default=recipe.method.config.partition(":")[2])
-        raise InputError(
-            where, f"{values.get(where, 'the settings')!r} cannot be used ({message})", "correct it"
-        ) from None
+        raise _settings_error(recipe, config, error) from error
+
+
+def _settings_error(recipe: Recipe, config: Any, error: Exception) -> InputError:
+    """What a configuration or a trainer says of its settings, under the name of the key it speaks of."""
+    message = " ".join(str(error).split())
+    named = [item.name for item in fields(config) if item.name in recipe.training and item.name in message]
+    where = max(named, key=len, default="trainer")
+    return InputError(where, f"{recipe.training.get(where, recipe.own.trainer)!r} cannot be used", message)
 
 
 def peft_config(recipe: Recipe) -> Any:
@@ -130,7 +138,7 @@ def metric_function(name: str) -> Metric:
 def _task_metric(recipe: Recipe, evaluation: Any, trainer: Any) -> TaskMetricCallback:
     spec = recipe.own.task_metric
     assert spec is not None
-    rows = evaluation.select(range(min(spec.limit or len(evaluation), len(evaluation))))
+    rows = islice(evaluation, spec.limit)
     reference = recipe.method.reference
     questions = [question(trainer.processing_class, row["prompt"], row[reference]) for row in rows]
     return TaskMetricCallback(trainer, questions, metric_function(spec.function), spec.max_new_tokens)

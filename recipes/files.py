@@ -178,7 +178,6 @@ def _path_or_dict(value: str, base: Path) -> str:
 
 _PATH_KEYS: dict[str, Callable[[str, Path], str]] = {
     "output_dir": _path,
-    "logging_dir": _path,
     "resume_from_checkpoint": _path,
     "model_name_or_path": _path_or_name,
     "chat_template_path": _path_or_name,

@@ -6,6 +6,7 @@ choices name the field, the value and what would be right.
 
 import difflib
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
@@ -239,19 +240,20 @@ def _trl_fields(trainer: str) -> dict[str, dict[str, _FieldCheck]]:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     return {
-        "training": _field_checks(METHODS[trainer].config_class()),
+        "training": _field_checks(METHODS[trainer].config_class(), METHODS[trainer].choices),
         "model": _field_checks(ModelConfig),
         "data": _field_checks(ScriptArguments) | _field_checks(DatasetMixtureConfig),
     }
 
 
-def _field_checks(config: Any) -> dict[str, _FieldCheck]:
+def _field_checks(config: Any, extra: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, _FieldCheck]:
     hints = typing.get_type_hints(config)
     checks = {}
     for item in fields(config):
         hint = hints[item.name]
         enums = [part for part in typing.get_args(hint) if isinstance(part, type) and issubclass(part, Enum)]
         choices = tuple(item.metadata.get("choices") or (member.value for enum in enums for member in enum))
+        choices = choices or (extra or {}).get(item.name, ())
         if item.default is None and item.default is not MISSING and hint is not Any:
             hint = hint | None
         checks[item.name] = _FieldCheck(item.name, hint, choices)

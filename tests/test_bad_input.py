@@ -64,6 +64,12 @@ def accelerate_file(content: str) -> Prepare:
     return write
 
 
+def pairs(recipe: Recipe, folder: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    recipe |= {"trainer": "dpo", "dataset_name": "pairs.jsonl"}
+
+
 def used_folder(recipe: Recipe, folder: Path) -> None:
     (folder / "used").mkdir()
     (folder / "used" / "notes.txt").write_text("mine")
@@ -181,6 +187,11 @@ CASES = {
             "eval_strategy": "epoch",
             "metric_for_best_model": "record_f2",
         },
+    ),
+    "streaming without end": Case(["max_steps", "streamed"], {"dataset_streaming": True, "max_steps": None}),
+    "a DPO loss that is none": Case(["loss_type", "'sigmoyd'", "sigmoid"], {"trainer": "dpo", "loss_type": "sigmoyd"}),
+    "settings the trainer refuses": Case(
+        ["loss_type", "['exo_pair'] cannot be used", "Label smoothing"], {"loss_type": "exo_pair"}, prepare=pairs
     ),
     "augmentation without records": Case(["augment", "labelled rows", "completion_column"], {"augment": {"copies": 2}}),
     "tracker not installed": Case(["report_to", "'swanlab'", "pip install swanlab"], {"report_to": "swanlab"}),

@@ -65,6 +65,11 @@ def train(
         code = launch(checked, plan, found)
         if code:
             raise typer.Exit(code)
+        from tokencredit.cluster.report import scores
+
+        table = scores(checked)
+        if table is not None:
+            out.print(table)
         out.print(f"saved in {checked.output_dir}", markup=False)
 
 

@@ -1,6 +1,7 @@
 """TRL trainers with token credit, their callbacks, and the table that a recipe's `trainer:` picks from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -20,12 +21,14 @@ class Method:
         config: `module:name` of its configuration class, whose fields are the recipe's keys.
         columns: The sets of data columns it can train on; one of them must be present in full.
         reference: The column that holds the answer a task metric compares with.
+        choices: Allowed values of fields whose configuration class does not say them.
     """
 
     trainer: str
     config: str
     columns: tuple[frozenset[str], ...]
     reference: str
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def trainer_class(self) -> Any:
         """The trainer class."""
@@ -53,6 +56,25 @@ METHODS: dict[str, Method] = {
         config="trl:DPOConfig",
         columns=(frozenset({"chosen", "rejected"}),),
         reference="chosen",
+        choices={
+            "loss_type": (
+                "sigmoid",
+                "hinge",
+                "ipo",
+                "exo_pair",
+                "nca_pair",
+                "robust",
+                "bco_pair",
+                "sppo_hard",
+                "aot",
+                "aot_unpaired",
+                "apo_zero",
+                "apo_down",
+                "discopop",
+                "sft",
+                "sigmoid_norm",
+            )
+        },
     ),
 }
 """A new trainer is one entry here."""

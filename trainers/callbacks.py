@@ -108,7 +108,7 @@ class ProgressLines(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         shown = {name: logs[name] for name in self._SHOWN if name in logs}
-        shown |= {name: value for name, value in logs.items() if name.startswith("eval_") and _is_result(name)}
+        shown |= {name: value for name, value in logs.items() if name.startswith("eval_") and is_result(name)}
         if shown:
             figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             self.console.print(f"step {state.global_step}/{state.max_steps}  {figures}", markup=False)
@@ -121,7 +121,7 @@ class ProgressLines(TrainerCallback):
             self.progress.stop()
 
 
-def _is_result(name: str) -> bool:
+def is_result(name: str) -> bool:
     """Whether a figure of an evaluation is worth a place in the line (all of them are in `metrics.jsonl`)."""
     return name.endswith(("_loss", "_f1", "_exact", "valid_json", "accuracies", "accuracy"))
 

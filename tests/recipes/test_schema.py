@@ -1,15 +1,18 @@
 """Keys and values of a recipe."""
 
+import inspect
+import re
 from dataclasses import fields
 from typing import Any
 
 import pytest
 import yaml
-from trl import DPOConfig, ModelConfig, ScriptArguments, SFTConfig
+from trl import DPOConfig, DPOTrainer, ModelConfig, ScriptArguments, SFTConfig
 
 from tokencredit.errors import InputError
 from tokencredit.recipes.files import builtin_recipes, read_recipe
 from tokencredit.recipes.schema import OwnKeys, parse_recipe
+from tokencredit.trainers import METHODS
 
 BASE: dict[str, Any] = {"trainer": "dpo", "output_dir": "/runs/a"}
 
@@ -78,3 +81,10 @@ def test_values_the_trainer_could_not_take(key: str, value: Any, message: str) -
 def test_flat_reads_back(name: str) -> None:
     recipe = parse_recipe(read_recipe(name, []))
     assert parse_recipe(yaml.safe_load(yaml.safe_dump(recipe.flat()))) == recipe
+
+
+def test_dpo_losses_are_those_of_trl() -> None:
+    """TRL does not declare them: they are read from the message of its own refusal."""
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    listed = source.partition("Should be one of [")[2].partition("]")[0]
+    assert set(re.findall(r"'(\w+)'", listed)) == set(METHODS["dpo"].choices["loss_type"])
