@@ -8,7 +8,7 @@ from typing import Any
 from tokencredit.data.metrics import json_records
 from tokencredit.errors import InputError
 from tokencredit.recipes.data import RecipeData
-from tokencredit.recipes.schema import Recipe
+from tokencredit.recipes.schema import Recipe, as_list
 from tokencredit.trainers.callbacks import JsonlMetrics, ProgressLines, RunEnvironment
 from tokencredit.trainers.checkpoints import CheckpointManifest
 from tokencredit.trainers.task_metric import Metric, TaskMetricCallback, question
@@ -83,8 +83,10 @@ def training_arguments(recipe: Recipe, model_args: Any) -> Any:
 def _settings_error(recipe: Recipe, config: Any, error: Exception) -> InputError:
     """What a configuration or a trainer says of its settings, under the name of the key it speaks of."""
     message = " ".join(str(error).split())
-    named = [item.name for item in fields(config) if item.name in recipe.training and item.name in message]
-    where = max(named, key=len, default="trainer")
+    given = {item.name: recipe.training[item.name] for item in fields(config) if item.name in recipe.training}
+    named = [name for name in given if name in message]
+    quoted = [name for name, value in given.items() if any(f"'{item}'" in message for item in as_list(value))]
+    where = max(named or quoted, key=len, default="trainer")
     return InputError(where, f"{recipe.training.get(where, recipe.own.trainer)!r} cannot be used", message)
 
 

@@ -210,7 +210,7 @@ class _FieldCheck:
             expected = getattr(self.hint, "__name__", None) or str(self.hint)
             problem = f"{value!r} is not {expected.replace('typing.', '')}"
             raise InputError(self.name, problem, error.errors()[0]["msg"]) from None
-        if self.choices and checked is not None and not set(_as_list(checked)) <= set(self.choices):
+        if self.choices and checked is not None and not set(as_list(checked)) <= set(self.choices):
             raise InputError(
                 self.name, f"unknown value {value!r}", f"choose one of {', '.join(map(str, self.choices))}"
             )
@@ -231,7 +231,8 @@ _AT_LEAST_ONE = {
 }
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """The items of a list, or the one value; enumerations as their values."""
     return [item.value if isinstance(item, Enum) else item for item in (value if isinstance(value, list) else [value])]
 
 

@@ -66,8 +66,11 @@ def curves(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("method", "spread"),
+    # SFT under ZeRO-2 is left out for time; DPO goes through every spread.
+    [(method, spread) for method in ("sft", "dpo") for spread in SPREADS if (method, spread) != ("sft", "zero2")],
+)
 def test_same_curve(
     method: str,
     spread: str,
