@@ -34,11 +34,20 @@ def token_offsets(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int,
     Raises:
         InputError: The tokenizer is a slow one, which knows no offsets.
     """
+    require_offsets(tokenizer)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoding["input_ids"]), [(start, end) for start, end in encoding["offset_mapping"]]
+
+
+def require_offsets(tokenizer: Any) -> None:
+    """Refuse a tokenizer that does not say which characters its tokens cover.
+
+    Raises:
+        InputError: The tokenizer is a slow one, which knows no offsets.
+    """
     if not tokenizer.is_fast:
         problem = f"{type(tokenizer).__name__} is not a fast tokenizer and gives no character offsets"
         raise InputError("tokenizer", problem, "load one backed by the tokenizers library (AutoTokenizer does)")
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(encoding["input_ids"]), [(start, end) for start, end in encoding["offset_mapping"]]
 
 
 def chars_to_tokens(offsets: Offsets, start: int, end: int) -> list[int]:

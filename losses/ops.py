@@ -1,4 +1,4 @@
-"""What the losses share: shape checks and sums over the tokens that count."""
+"""What the losses share: shape checks, sums over the tokens that count, and what is logged of a pair."""
 
 import torch
 from torch import Tensor
@@ -89,3 +89,30 @@ def masked_mean(x: Tensor, mask: Tensor, *, name: str = "mask") -> Tensor:
     if not bool(count.all()):
         raise ValueError(f"{name} has no token in rows {(count == 0).nonzero().flatten().tolist()}: no mean is defined")
     return masked_sum(x, mask) / count
+
+
+def pair_metrics(
+    chosen_rewards: Tensor, rejected_rewards: Tensor, chosen_logps: Tensor, rejected_logps: Tensor
+) -> dict[str, Tensor]:
+    """What every pair loss logs, under TRL's names.
+
+    Args:
+        chosen_rewards: r(y_w), `[B]`.
+        rejected_rewards: r(y_l), `[B]`.
+        chosen_logps: Σ_t m_t ℓ_t of the chosen response, `[B]`.
+        rejected_logps: Σ_t m_t ℓ_t of the rejected response, `[B]`.
+
+    Returns:
+        Detached `[B]`: the four as `rewards/chosen`, `rewards/rejected`, `logps/chosen` and `logps/rejected`, and
+        `rewards/margins` (r(y_w) − r(y_l)) and `rewards/accuracies` (1 where the margin is positive, else 0).
+    """
+    margins = chosen_rewards - rejected_rewards
+    metrics = {
+        "rewards/chosen": chosen_rewards,
+        "rewards/rejected": rejected_rewards,
+        "rewards/margins": margins,
+        "rewards/accuracies": (margins > 0).float(),
+        "logps/chosen": chosen_logps,
+        "logps/rejected": rejected_logps,
+    }
+    return {name: value.detach() for name, value in metrics.items()}

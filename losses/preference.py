@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tokencredit.losses.ops import check_batch, check_shapes, masked_mean, masked_sum
+from tokencredit.losses.ops import check_batch, check_shapes, masked_mean, masked_sum, pair_metrics
 
 
 def dpo_loss(
@@ -49,7 +49,7 @@ def dpo_loss(
     rejected_rewards = beta * masked_sum(rejected_logps.float() - ref_rejected_logps.float(), rejected_mask)
     loss = -logsigmoid(chosen_rewards - rejected_rewards)
     logps = masked_sum(chosen_logps, chosen_mask), masked_sum(rejected_logps, rejected_mask)
-    return loss, _metrics(chosen_rewards, rejected_rewards, *logps)
+    return loss, pair_metrics(chosen_rewards, rejected_rewards, *logps)
 
 
 def simpo_loss(
@@ -91,19 +91,4 @@ def simpo_loss(
     rejected_rewards = beta * masked_mean(rejected_logps, rejected_mask, name="rejected_mask")
     loss = -logsigmoid(chosen_rewards - rejected_rewards - gamma)
     logps = masked_sum(chosen_logps, chosen_mask), masked_sum(rejected_logps, rejected_mask)
-    return loss, _metrics(chosen_rewards, rejected_rewards, *logps)
-
-
-def _metrics(
-    chosen_rewards: Tensor, rejected_rewards: Tensor, chosen_logps: Tensor, rejected_logps: Tensor
-) -> dict[str, Tensor]:
-    margins = chosen_rewards - rejected_rewards
-    metrics = {
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).float(),
-        "logps/chosen": chosen_logps,
-        "logps/rejected": rejected_logps,
-    }
-    return {name: value.detach() for name, value in metrics.items()}
+    return loss, pair_metrics(chosen_rewards, rejected_rewards, *logps)

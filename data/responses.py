@@ -1,0 +1,71 @@
+"""Where a response's tokens stand in its text, when the ids come from tokenising prompt and response together."""
+
+from itertools import takewhile
+from typing import Any
+
+from tokencredit.data.spans import Offsets, require_offsets
+from tokencredit.errors import InputError
+
+Messages = list[dict[str, Any]]
+
+
+def response_offsets(
+    tokenizer: Any,
+    prompt: str | Messages,
+    response: str | Messages,
+    prompt_ids: list[int],
+    response_ids: list[int],
+    **template: Any,
+) -> tuple[str, Offsets]:
+    """The text of a response and the offsets of its tokens in that text.
+
+    TRL tokenises prompt and response in one go and cuts the ids where the prompt ends. The same text is tokenised
+    again here, with offsets; ids that differ are refused rather than matched approximately.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompt: Plain text, or chat messages.
+        response: Plain text (a final end-of-text token is not part of the text returned), or chat messages, of which
+            the last one's content is the text.
+        prompt_ids: The ids before the cut.
+        response_ids: The ids after the cut.
+        **template: Keyword arguments of the chat template.
+
+    Returns:
+        The text, and one half-open range of its characters per response token. Tokens outside the text (the
+        template's own, end-of-turn) have width zero; a token that begins in the prompt is cut to the text.
+
+    Raises:
+        InputError: If the tokenizer gives no offsets, the ids do not come from this text, or the chat template
+            changes the response.
+    """
+    require_offsets(tokenizer)
+    if isinstance(response, str):
+        assert isinstance(prompt, str)
+        whole, begin = prompt + response, len(prompt)
+        text = response.removesuffix(tokenizer.eos_token or "")
+        encoded = tokenizer(whole, return_offsets_mapping=True)
+    else:
+        assert not isinstance(prompt, str)
+        whole = tokenizer.apply_chat_template([*prompt, *response], tokenize=False, **template)
+        asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **template)
+        text = str(response[-1]["content"])
+        begin = whole.find(text, common_prefix(asked, whole))
+        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    if begin < 0:
+        problem = f"the chat template changes the response {text[:40]!r}"
+        raise InputError("token_weights", problem, "give it without outer white space")
+    if list(encoded["input_ids"]) != [*prompt_ids, *response_ids]:
+        raise InputError(
+            "token_weights",
+            f"the ids of the response {text[:40]!r} are not those of its text",
+            "give the data as text, not as ids of another tokenizer",
+        )
+    ranges = encoded["offset_mapping"][len(prompt_ids) :]
+    last = len(text)
+    return text, [(min(max(start - begin, 0), last), min(max(end - begin, 0), last)) for start, end in ranges]
+
+
+def common_prefix(a: str, b: str) -> int:
+    """How many characters two texts begin with in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
