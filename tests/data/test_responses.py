@@ -1,0 +1,85 @@
+"""Response offsets against the ids that TRL's own preparation produces."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+from trl.data_utils import _tokenize, common_prefix_length
+
+from tokencredit.data.responses import response_offsets
+from tokencredit.errors import InputError
+
+TEXTS = ['[{"code":"A","span":"Größe 🙂"}]', 'say "\\"Street\\""', "tab\tand\u00a0space", "x"]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    found = AutoTokenizer.from_pretrained(tiny_model)
+    found.chat_template = TEMPLATE
+    return found
+
+
+def split(tokenizer: Any, prompt: Any, response: Any) -> tuple[list[int], list[int]]:
+    """Ids as TRL's DPO cuts them."""
+    asked = _tokenize(tokenizer, prompt, **({} if isinstance(prompt, str) else {"add_generation_prompt": True}))
+    whole = _tokenize(tokenizer, prompt + response)["input_ids"]
+    cut = common_prefix_length(asked["input_ids"], whole)
+    return whole[:cut], whole[cut:]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("prompt", ["", "Ada asks: ", "ends in a emoji 🙂"])
+def test_plain_text(tokenizer: Any, prompt: str, text: str) -> None:
+    prompt_ids, ids = split(tokenizer, prompt, text + tokenizer.eos_token)
+    found, offsets = response_offsets(tokenizer, prompt, text + tokenizer.eos_token, prompt_ids, ids)
+    assert found == text
+    assert len(offsets) == len(ids)
+    assert offsets[-1] == (len(text), len(text)), "the end-of-text token has no width"
+    covered = {index for start, end in offsets for index in range(start, end)}
+    assert covered == set(range(len(text)))
+    for (start, end), token in zip(offsets, ids, strict=True):
+        piece = tokenizer.decode([token])
+        if end - start == 1 and "\ufffd" not in piece and token != tokenizer.eos_token_id:
+            assert text[start:end] == piece
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_chat(tokenizer: Any, text: str) -> None:
+    prompt = [{"role": "system", "content": text}, {"role": "user", "content": "the same text again: " + text}]
+    response = [{"role": "assistant", "content": text}]
+    prompt_ids, ids = split(tokenizer, prompt, response)
+    found, offsets = response_offsets(tokenizer, prompt, response, prompt_ids, ids)
+    assert found == text
+    covered = [index for start, end in offsets for index in range(start, end)]
+    assert sorted(set(covered)) == list(range(len(text)))
+    closing = len(tokenizer("</s>")["input_ids"])
+    assert all(start == end for start, end in offsets[-closing:]), "the template's own tokens have no width"
+
+
+def test_template_that_changes_the_text_is_refused(tokenizer: Any) -> None:
+    trimming = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    trimming.chat_template = TEMPLATE.replace("m.content", "m.content | trim | upper")
+    prompt, response = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "answer"}]
+    prompt_ids, ids = split(trimming, prompt, response)
+    with pytest.raises(InputError, match="the chat template changes the response 'answer'"):
+        response_offsets(trimming, prompt, response, prompt_ids, ids)
+
+
+def test_ids_of_another_text_are_refused(tokenizer: Any) -> None:
+    prompt_ids, ids = split(tokenizer, "q: ", "answer")
+    with pytest.raises(InputError, match="not those of its text"):
+        response_offsets(tokenizer, "q: ", "answes", prompt_ids, ids)
+
+
+def test_real_addresses(tokenizer: Any) -> None:
+    from tokencredit.data.loading import load_split
+
+    for row in load_split("us_addresses", "validation[:20]", config="pairs"):
+        for side in ("chosen", "rejected"):
+            prompt_ids, ids = split(tokenizer, row["prompt"], row[side])
+            text, offsets = response_offsets(tokenizer, row["prompt"], row[side], prompt_ids, ids)
+            assert json.loads(text) is not None
+            assert "".join(text[start:end] for start, end in offsets) == text
