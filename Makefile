@@ -13,8 +13,7 @@ $(READY): pyproject.toml constraints.txt
 
 # A model from scratch learns to label US addresses; its scores on the validation part are printed as it goes.
 quickstart: $(READY)
-	rm -rf runs/sft-addresses
-	$(BIN)/tokencredit train sft/addresses
+	$(BIN)/tokencredit train sft/addresses resume_from_checkpoint=true
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -37,4 +36,4 @@ bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs
+	rm -rf $(VENV) build dist *.egg-info

@@ -6,18 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from tokencredit.cluster.plan import Plan, cpu_count, resolve
-from tokencredit.cluster.preflight import RECIPE_FILE, Preflight, check, is_unused
+from tokencredit.cluster.preflight import LOCK, RECIPE_FILE, Preflight, check, is_unused
+from tokencredit.cluster.processes import die_with_parent
 from tokencredit.cluster.quiet import quieten
+from tokencredit.errors import InputError
 from tokencredit.recipes.init_model import INITIAL_MODEL, write_initial_model
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.callbacks import write_whole
-from tokencredit.trainers.checkpoints import finish, forget_later
+from tokencredit.trainers.checkpoints import SAVED_LAST, finish, forget_later, read_state
 
 WORKER = "tokencredit.cluster.worker"
 
@@ -40,25 +44,24 @@ def launch(recipe: Recipe, plan: Plan, found: Preflight) -> int:
     """Run a prepared recipe.
 
     Returns:
-        The exit code: 0, 2 for wrong input that showed only in a worker, anything else for a failure
-        whose traceback the worker has printed.
+        The exit code: 0, 2 for wrong input that showed only in a worker, 128 + n after signal n, anything
+        else for a failure whose traceback the worker has printed.
+
+    Raises:
+        InputError: When another run is writing into the same folder.
     """
     run = Path(recipe.output_dir)
-    if found.finished and found.resume_from:
-        finish(Path(found.resume_from), run, best=bool(recipe.training.get("load_best_model_at_end")))
+    if found.finished:
+        if found.resume_from:
+            finish(Path(found.resume_from), run, best=bool(recipe.training.get("load_best_model_at_end")))
         return 0
     new = not run.exists()
-    with _clean_up(run, new):
+    run.mkdir(parents=True, exist_ok=True)
+    with _clean_up(run, new), _alone_in(run):
         _write_run_folder(recipe, found)
         if plan.strategy == "none":
             return _run_here(recipe, found)
-        command = ["-P", "-m", WORKER, str(run / RECIPE_FILE)]
-        if found.resume_from:
-            command += ["--resume", found.resume_from]
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // plan.num_processes)))
-        if plan.accelerate_file is not None:
-            return _run_accelerate(plan, command[2:])
-        return _run_processes(plan.num_processes, command)
+        return _run_in_workers(recipe, plan, found)
 
 
 @contextlib.contextmanager
@@ -71,17 +74,41 @@ def _clean_up(run: Path, new: bool) -> Iterator[None]:
             shutil.rmtree(run)
 
 
+@contextlib.contextmanager
+def _alone_in(run: Path) -> Iterator[None]:
+    lock = FileLock(run / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError("output_dir", f"another run is writing to {str(run)!r}", "name another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _write_run_folder(recipe: Recipe, found: Preflight) -> None:
     run = Path(recipe.output_dir)
-    run.mkdir(parents=True, exist_ok=True)
-    if found.resume_from and Path(found.resume_from).parent == run:
-        forget_later(run, int(found.resume_from.rpartition("-")[2]))
+    (run / SAVED_LAST).unlink(missing_ok=True)  # the model in the folder is no longer that of the run
+    if found.resume_from is not None:
+        checkpoint = Path(found.resume_from)
+        if checkpoint.parent == run:
+            forget_later(run, read_state(checkpoint).global_step)
     text = yaml.safe_dump(recipe.flat(), sort_keys=False, allow_unicode=True, width=120)
     write_whole(run / RECIPE_FILE, text)
-    if recipe.own.init is not None and not (run / INITIAL_MODEL).is_dir():
-        assert found.data is not None
-        seed = int(recipe.training.get("seed", 42))
-        write_initial_model(recipe.own.init, found.data.train, run / INITIAL_MODEL, seed)
+    if recipe.own.init is not None:
+        _write_initial_model(recipe, found)
+
+
+def _write_initial_model(recipe: Recipe, found: Preflight) -> None:
+    folder = Path(recipe.output_dir) / INITIAL_MODEL
+    if folder.is_dir():
+        if found.resume_from is not None:
+            return
+        shutil.rmtree(folder)  # of an attempt that never took a step, perhaps with other settings
+    assert recipe.own.init is not None
+    assert found.data is not None
+    write_initial_model(recipe.own.init, found.data.train, folder, int(recipe.training.get("seed", 42)))
 
 
 def _run_here(recipe: Recipe, found: Preflight) -> int:
@@ -92,36 +119,61 @@ def _run_here(recipe: Recipe, found: Preflight) -> int:
     return 0
 
 
+def _run_in_workers(recipe: Recipe, plan: Plan, found: Preflight) -> int:
+    command = [str(Path(recipe.output_dir) / RECIPE_FILE)]
+    if found.resume_from:
+        command += ["--resume", found.resume_from]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // plan.num_processes)))
+    os.environ["PYTHONSAFEPATH"] = "1"  # a folder of the user's named like a library must not replace it
+    if recipe.training.get("hub_token"):
+        os.environ["HF_TOKEN"] = str(recipe.training["hub_token"])  # not in the file that the workers read
+    if plan.accelerate_file is not None:
+        return _run_accelerate(plan, command)
+    return _run_processes(plan.num_processes, ["-m", WORKER, *command])
+
+
 def _run_processes(count: int, command: list[str]) -> int:
     """Start the workers under PyTorch's own launcher, which ends all of them when one fails."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # What went wrong is printed by the worker; the launcher would add a page about it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id="tokencredit",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(config, sys.executable)(*command)
-    except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        return 2 if 2 in codes else 1
+    with tempfile.TemporaryDirectory() as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id="tokencredit",
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)(*command)
+        except ChildFailedError as error:
+            codes = {failure.exitcode for failure in error.failures.values()}
+            return 2 if 2 in codes else 1
+        except SignalException as error:
+            return 128 + int(error.sigval)
     return 0
 
 
 def _run_accelerate(plan: Plan, command: list[str]) -> int:
-    arguments = ["--config_file", str(plan.accelerate_file), "--num_processes", str(plan.num_processes), "-m"]
-    launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch", *arguments, *command]
-    return subprocess.run(launcher, check=False).returncode
+    options = ["--config_file", str(plan.accelerate_file), "--num_processes", str(plan.num_processes)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", WORKER, *command]
+    with subprocess.Popen(launcher, preexec_fn=die_with_parent) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def _import_from_working_directory() -> None:

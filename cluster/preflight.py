@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from tokencredit.recipes.data import RecipeData, load_data
 from tokencredit.recipes.files import load_yaml
 from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
 from tokencredit.recipes.schema import Recipe
-from tokencredit.trainers.checkpoints import is_finished, latest_complete, read_manifest
+from tokencredit.trainers.callbacks import read_metrics
+from tokencredit.trainers.checkpoints import MANIFEST, SAVED_LAST, is_finished, latest_complete, read_manifest
+from tokencredit.trainers.task_metric import answer_text
 
 RECIPE_FILE = "recipe.yaml"
 # What a run writes before its first step; a folder with nothing else in it counts as unused.
-_PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp"}
+LOCK = ".lock"
+_PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp", LOCK}
+# A run goes on only with what it began with.
+_FIXED = ("trainer", "model_name_or_path", "init", "peft", "use_peft")
 
 
 @dataclass
@@ -73,11 +79,11 @@ def is_unused(run: Path) -> bool:
 
 
 def _check_output(recipe: Recipe) -> None:
-    run = Path(recipe.output_dir)
-    existing = next(path for path in (run, *run.parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError("output_dir", f"{str(existing)!r} is a file", "name a folder")
+    run = existing = Path(recipe.output_dir)
     try:
+        existing = next(path for path in (run, *run.parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError("output_dir", f"{str(existing)!r} is a file", "name a folder")
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -97,20 +103,24 @@ def _resume(recipe: Recipe, plan: Plan, found: Preflight) -> None:
     asked = recipe.training.get("resume_from_checkpoint")
     if not asked:
         return
+    run = Path(recipe.output_dir)
+    limits = recipe.training.get("max_steps", -1), recipe.training.get("num_train_epochs", 3.0)
+    if asked is True and _has_ended(run, *limits):
+        found.finished = True
+        found.notes += [*_changed_keys(run / RECIPE_FILE, recipe), "the run is complete"]
+        return
     if isinstance(asked, str):
         folder: Path | None = Path(asked)
-        if not (Path(asked) / "trainer_state.json").is_file():
-            raise InputError(
-                "resume_from_checkpoint", f"{asked!r} is no checkpoint", "name a checkpoint-N folder, or true"
-            )
+        _check_named(Path(asked), found)
     else:
-        folder, skipped = latest_complete(Path(recipe.output_dir))
+        folder, skipped = latest_complete(run)
         found.notes += [
             f"{path.name} is incomplete (the run was ended while it was saved): skipped" for path in skipped
         ]
     if folder is None:
         found.notes.append("no checkpoint to resume from: starting at step 0")
         return
+    found.notes += _changed_keys(run / RECIPE_FILE, recipe)
     manifest = read_manifest(folder)
     if manifest is not None and manifest.world_size != plan.num_processes:
         if manifest.zero_stage:
@@ -124,8 +134,6 @@ def _resume(recipe: Recipe, plan: Plan, found: Preflight) -> None:
             "the order of the data and the random state differ from an uninterrupted run"
         )
     found.resume_from = str(folder)
-    found.notes += _changed_keys(Path(recipe.output_dir) / RECIPE_FILE, recipe)
-    limits = recipe.training.get("max_steps", -1), recipe.training.get("num_train_epochs", 3.0)
     found.finished = is_finished(folder, *limits)
     found.notes.append(f"the run is complete at {folder.name}" if found.finished else f"resuming from {folder.name}")
 
@@ -135,20 +143,59 @@ def _changed_keys(saved: Path, recipe: Recipe) -> list[str]:
         return []
     before, now = load_yaml(saved), recipe.flat()
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    for key in changed:
+        if key in _FIXED:
+            raise InputError(
+                key, f"{now.get(key)!r} is not what the run began with, {before.get(key)!r}", "name another output_dir"
+            )
     return [f"differs from the recipe the run began with: {', '.join(changed)}"] if changed else []
+
+
+def _has_ended(run: Path, max_steps: int, num_train_epochs: float) -> bool:
+    """Whether the run took its last step and saved its model, as its metrics say."""
+    if not (run / SAVED_LAST).is_file():
+        return False
+    last = next((line for line in reversed(read_metrics(run)) if "train_runtime" in line), None)
+    if last is None:
+        return False
+    return bool(last["step"] >= max_steps if max_steps > 0 else last["epoch"] >= num_train_epochs)
+
+
+def _check_named(folder: Path, found: Preflight) -> None:
+    """A checkpoint that the recipe names: whole as far as its manifest says."""
+    where, remedy = "resume_from_checkpoint", "name a checkpoint-N folder, or true"
+    if not (folder / "trainer_state.json").is_file():
+        raise InputError(where, f"{str(folder)!r} is no checkpoint", remedy)
+    if not (folder / MANIFEST).is_file():
+        found.notes.append(f"{folder.name} has no manifest: taken as complete")
+    elif read_manifest(folder) is None:
+        raise InputError(where, f"{str(folder)!r} is incomplete: its files are not those of its manifest", remedy)
 
 
 def _check_reporting(recipe: Recipe) -> None:
     from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     asked = recipe.training.get("report_to") or []
     for name in [asked] if isinstance(asked, str) else asked:
+        if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+            known = get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1) or INTEGRATION_TO_CALLBACK
+            raise InputError("report_to", f"unknown tracker {name!r}", f"choose {' or '.join(known)}")
         if name not in ("none", "all") and name not in get_available_reporting_integrations():
             raise InputError("report_to", f"{name!r} is not installed", f"pip install {name}, or report_to=none")
 
 
 def _is_hub_name(value: Any) -> bool:
     return isinstance(value, str) and not Path(value).is_absolute()
+
+
+class _NoTemplate:
+    """Stands for the tokenizer that `init:` is going to build: it has no chat template."""
+
+    chat_template = None
+
+
+_NO_TEMPLATE = _NoTemplate()
 
 
 def _check_model(recipe: Recipe, found: Preflight, dry_run: bool) -> Any:
@@ -158,7 +205,7 @@ def _check_model(recipe: Recipe, found: Preflight, dry_run: bool) -> Any:
         if name is not None:
             raise InputError("init", "given together with model_name_or_path", "keep one of them")
         model_config(recipe.own.init)
-        return None
+        return _NO_TEMPLATE
     if name is None:
         raise InputError("model_name_or_path", "is missing", "name a folder or a hub model, or write an init: section")
     if not _is_hub_name(name):
@@ -213,31 +260,32 @@ def _check_task_metric(recipe: Recipe, data: RecipeData) -> None:
     if spec is not None:
         if data.evaluation is None:
             raise InputError("task_metric", "there is no evaluation to compute it in", "set eval_strategy: steps")
-        row, reference = next(iter(data.evaluation)), recipe.method.reference
-        if not {"prompt", reference} <= set(row):
+        rows, reference = list(islice(data.evaluation, spec.limit)), recipe.method.reference
+        if not {"prompt", reference} <= set(rows[0]):
             raise InputError("task_metric", f"the evaluation data has no prompt and {reference}", "add these columns")
-        gold = row[reference] if isinstance(row[reference], str) else row[reference][-1]["content"]
-        names = _metric_names(spec.function, gold)
-    if best is None or spec is None:
+        names = _metric_names(spec.function, [answer_text(row[reference]) for row in rows])
+    if best is None:
         return
     plain = best.removeprefix("eval_")
-    # Anything with a slash, and the loss, comes from the trainer itself.
-    if plain not in names | {"loss", "mean_token_accuracy", "entropy"} and "/" not in plain:
+    names |= {"loss", "mean_token_accuracy", "entropy"}
+    if plain not in names and "/" not in plain:  # TRL's own figures have a slash
         near = get_close_matches(plain, names, n=1)
         raise InputError(
             "metric_for_best_model",
-            f"{best!r} is no figure of {spec.function}",
+            f"{best!r} is no figure of the evaluation",
             f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
         )
 
 
-def _metric_names(function: str, gold: str) -> set[str]:
-    """The figures a metric has, found by scoring one gold answer against itself."""
+def _metric_names(function: str, golds: list[str]) -> set[str]:
+    """The figures a metric has, found by scoring the gold answers against themselves."""
     metric = metric_function(function)
     try:
-        return set(metric([gold], [gold]))
+        return {name for name, value in metric(golds, golds).items() if float(value) is not None}
+    except InputError:
+        raise
     except Exception as error:  # the user's own function may raise anything
-        raise InputError("task_metric", f"{function} fails on a gold answer ({error!r})", "correct it") from None
+        raise InputError("task_metric", f"{function} fails on the gold answers ({error!r})", "correct it") from None
 
 
 def _check_chat(tokenizer: Any, data: RecipeData, recipe: Recipe) -> None:

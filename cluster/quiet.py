@@ -8,8 +8,7 @@ import warnings
 def quieten() -> None:
     """Silence the notices that every run would print, and progress bars where nobody watches them."""
     # TRL itself uses the old names of an option of Transformers, in every run.
-    for name in ("gradient_checkpointing", "is_gradient_checkpointing"):
-        warnings.filterwarnings("ignore", message=f"`{name}` is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning)
     import torch
 
     if not torch.accelerator.is_available():

@@ -9,6 +9,7 @@ from tokencredit.cluster.plan import Plan
 from tokencredit.cluster.preflight import Preflight
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.callbacks import is_result, read_metrics
+from tokencredit.trainers.checkpoints import best_checkpoint
 
 
 def describe(recipe: Recipe, plan: Plan, found: Preflight) -> str:
@@ -47,12 +48,10 @@ def scores(recipe: Recipe) -> Table | None:
             by_step.setdefault(line["step"], {}).update(figures)
     if not by_step:
         return None
-    step = max(by_step)
-    best = str(recipe.training.get("metric_for_best_model") or "loss")
-    name = best if best.startswith("eval_") else f"eval_{best}"
-    if recipe.training.get("load_best_model_at_end") and name in by_step[step]:
-        smaller_is_better = not recipe.training.get("greater_is_better", not name.endswith("loss"))
-        step = min(by_step, key=lambda at: by_step[at][name] if smaller_is_better else -by_step[at][name])
+    best = best_checkpoint(Path(recipe.output_dir)) if recipe.training.get("load_best_model_at_end") else None
+    step = int(best.name.removeprefix("checkpoint-")) if best else max(by_step)
+    if step not in by_step:
+        return None
     table = Table("evaluation", f"step {step}", box=None)
     for key, value in by_step[step].items():
         if is_result(key):

@@ -1,13 +1,12 @@
 """What every process of a run executes: `python -m tokencredit.cluster.worker recipe.yaml [--resume CHECKPOINT]`."""
 
 import argparse
-import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from tokencredit.cluster.processes import die_with_parent
 from tokencredit.cluster.quiet import quieten
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import build_trainer
@@ -29,8 +28,6 @@ def run(recipe: Recipe, data: RecipeData, resume_from: str | None) -> None:
     trainer = build_trainer(recipe, data)
     trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(recipe.output_dir)
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=recipe.data.get("dataset_name"))
     trainer.end()
 
 
@@ -40,13 +37,6 @@ def _prepare_cpu(recipe: Recipe) -> None:
 
         # The trainer would let DeepSpeed pick a communication library that is not built for CPU.
         deepspeed.init_distributed(dist_backend="gloo")
-
-
-def die_with_parent() -> None:
-    """End this process when the launcher is killed, so that no worker outlives it (Linux only)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def main() -> None:

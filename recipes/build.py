@@ -1,5 +1,8 @@
 """A recipe's parts as objects: configuration, PEFT, task metric, trainer."""
 
+import os
+import sys
+import traceback
 from dataclasses import fields
 from importlib import import_module, metadata
 from itertools import islice
@@ -45,8 +48,12 @@ def build_trainer(recipe: Recipe, data: RecipeData) -> Any:
             quantization_config=get_quantization_config(model_args),
             peft_config=peft_config(recipe),
         )
-    except (ValueError, NotImplementedError) as error:  # the trainers check their settings when they are made
+    except (ValueError, NotImplementedError) as error:
+        # The constructors check their settings themselves; what fails deeper is no matter of settings.
+        if traceback.extract_tb(error.__traceback__)[-1].name != "__init__":
+            raise
         raise _settings_error(recipe, arguments, error) from error
+    _check_kept(recipe, data.train, trainer.train_dataset)
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     # The task metric comes first: callbacks after it read the metrics it adds.
@@ -78,6 +85,17 @@ def training_arguments(recipe: Recipe, model_args: Any) -> Any:
         return config(**values)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _settings_error(recipe, config, error) from error
+
+
+def _check_kept(recipe: Recipe, given: Any, kept: Any) -> None:
+    """Say how many rows the trainer dropped because nothing of their answer fits `max_length`."""
+    if not (hasattr(given, "__len__") and hasattr(kept, "__len__")) or recipe.training.get("packing"):
+        return
+    dropped, limit = len(given) - len(kept), recipe.training.get("max_length", "the default")
+    if not len(kept):
+        raise InputError("max_length", f"{limit} leaves nothing of any answer", "raise it, or shorten the prompts")
+    if dropped and os.environ.get("RANK", "0") == "0":
+        print(f"note: max_length {limit} leaves nothing of {dropped} of {len(given)} answers: dropped", file=sys.stderr)
 
 
 def _settings_error(recipe: Recipe, config: Any, error: Exception) -> InputError:

@@ -1,6 +1,6 @@
 """A recipe's training and evaluation data: loaded, mapped to TRL's columns, checked."""
 
-import random
+import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ def load_data(recipe: Recipe) -> RecipeData:
             or the recipe's own keys name.
     """
     evaluates = recipe.training.get("eval_strategy", "no") != "no"
+    _refuse_unused(recipe)
     if recipe.data.get("datasets"):
         train, evaluation = _mixture(recipe, evaluates)
     else:
@@ -40,6 +41,17 @@ def load_data(recipe: Recipe) -> RecipeData:
     parts = {"training": train, "evaluation": evaluation}
     ready = {name: _ready(recipe, name, part) for name, part in parts.items() if part is not None}
     return RecipeData(ready["training"], ready.get("evaluation"))
+
+
+def _refuse_unused(recipe: Recipe) -> None:
+    """Keys of TRL's that would be taken and do nothing."""
+    mixture = bool(recipe.data.get("datasets"))
+    for key, belongs in (("streaming", mixture), ("test_split_size", mixture), ("dataset_streaming", not mixture)):
+        if recipe.data.get(key) and not belongs:
+            other = "a `datasets:` mixture" if not mixture else "`dataset_name`"
+            raise InputError(key, f"{recipe.data[key]!r} has no effect here", f"it goes with {other}")
+    if recipe.data.get("ignore_bias_buffers"):
+        raise InputError("ignore_bias_buffers", "is not supported", "remove it")
 
 
 def _named(recipe: Recipe, split: str) -> Any:
@@ -59,8 +71,9 @@ def _mixture(recipe: Recipe, evaluates: bool) -> tuple[Any, Any]:
     config = DatasetMixtureConfig(**{key: recipe.data[key] for key in names if key in recipe.data})
     try:
         mixed = get_dataset(config)
-    except (ValueError, OSError, TypeError) as error:
-        raise InputError("datasets", str(error).splitlines()[0], "correct the mixture") from None
+    except Exception as error:  # Arrow and the readers raise whatever the content makes them raise
+        cause = error.__cause__ or error
+        raise InputError("datasets", (str(cause) or repr(cause)).splitlines()[0], "correct the mixture") from None
     if evaluates and "test" not in mixed:
         raise InputError("datasets", "the mixture has no test part to evaluate on", "set test_split_size: 0.1")
     return mixed["train"], mixed.get("test")
@@ -75,7 +88,7 @@ def _augmented(recipe: Recipe, train: Any) -> Any:
         raise InputError("augment", "needs labelled rows", "set completion_column to the column with the records")
     if not isinstance(train, Dataset):
         raise InputError("augment", "does not work on a streamed dataset", "set dataset_streaming: false")
-    _require(train, (own.augment.text_column, own.completion_column), "training")
+    _require(train, (own.augment.text_column, own.completion_column), "training", "augment")
     rows = augment(
         list(train),
         copies=own.augment.copies,
@@ -88,74 +101,106 @@ def _augmented(recipe: Recipe, train: Any) -> Any:
 
 
 def _ready(recipe: Recipe, name: str, dataset: Any) -> Any:
-    first = next(iter(dataset), None)
-    if first is None:
+    if next(iter(dataset), None) is None:
         raise InputError("dataset_name", f"the {name} data has no rows", "give data with at least one row")
     own = recipe.own
-    columns = set(first)
-    if own.completion_column is not None:
-        _require(dataset, (own.completion_column,), name)
-    changes: list[Any] = []
     if own.prompt_template is not None:
-        _render(own.prompt_template, first)
-        changes.append(lambda row: {"prompt": _render(own.prompt_template, row)})
-        columns.add("prompt")
+        _require(dataset, tuple(_template_columns(own.prompt_template)), name, "prompt_template")
+        dataset = dataset.map(
+            lambda row, index: {"prompt": _render(own.prompt_template, row, index)}, with_indices=True
+        )
     if own.completion_column is not None:
-        chat = isinstance(own.prompt_template, list)
-        changes.append(lambda row: {"completion": _completion(row[own.completion_column], chat)})
-        columns.add("completion")
-    accepted = recipe.method.columns
-    if not any(wanted <= columns for wanted in accepted):
+        column, chat = own.completion_column, isinstance(own.prompt_template, list)
+        _require(dataset, (column,), name, "completion_column")
+        dataset = dataset.map(
+            lambda row, index: {"completion": _completion(_present(row, column, index), chat)}, with_indices=True
+        )
+    columns = set(next(iter(dataset)))
+    _check_columns(recipe, name, columns)
+    if {"prompt", "completion"} <= columns and _text_field(recipe) in columns:
+        # TRL's SFT would add the end-of-text token to that column instead of the completion, and a model that
+        # never sees it never stops.
+        dataset = dataset.remove_columns(_text_field(recipe))
+        columns.remove(_text_field(recipe))
+    _check_types(name, dataset, {*_TEXT_COLUMNS, _text_field(recipe)} & columns)
+    return dataset
+
+
+_TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages")
+
+
+def _text_field(recipe: Recipe) -> str:
+    return str(recipe.training.get("dataset_text_field", "text"))
+
+
+def _check_columns(recipe: Recipe, name: str, columns: set[str]) -> None:
+    accepted = [
+        frozenset(_text_field(recipe) if column == "text" else column for column in option)
+        for option in recipe.method.columns
+    ]
+    fits = [option for option in accepted if option <= columns]
+    # A prompt makes TRL look for its completion, whatever else there is.
+    half = recipe.own.trainer == "sft" and "prompt" in columns and "completion" not in columns
+    if not fits or half:
         wanted = " or ".join("+".join(sorted(option)) for option in accepted)
         problem = f"the {name} data has columns {', '.join(sorted(columns))}"
         remedy = f"{recipe.own.trainer} needs {wanted}; prompt_template and completion_column can make them"
         raise InputError("dataset_name", problem, remedy)
-    for change in changes:
-        dataset = dataset.map(change)
-    text_field = recipe.training.get("dataset_text_field", "text")
-    if {"prompt", "completion"} <= columns and text_field in columns:
-        # TRL's SFT would add the end-of-text token to that column instead of the completion, and a model that
-        # never sees it never stops.
-        dataset = dataset.remove_columns(text_field)
-    _check_types(name, next(iter(dataset)))
-    return dataset
+    if "input_ids" in columns and len(fits) > 1:
+        others = ", ".join(sorted({column for option in fits for column in option} - {"input_ids"}))
+        problem = f"the {name} data has input_ids beside {others}, and TRL would use the ids alone"
+        raise InputError("dataset_name", problem, "keep one of them")
 
 
-def _check_types(name: str, row: dict[str, Any]) -> None:
-    for column in ("prompt", "completion", "chosen", "rejected", "text", "messages"):
-        value = row.get(column, "")
-        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(m, dict) for m in value)):
-            problem = f"the {name} data's column {column!r} holds {value!r}"
-            raise InputError("dataset_name", problem, "give text, or a list of chat messages")
+def _check_types(name: str, dataset: Any, columns: set[str]) -> None:
+    """Text or chat messages in every row; of a streamed dataset only the first is looked at."""
+    rows = dataset.select_columns(sorted(columns)) if hasattr(dataset, "__len__") else [next(iter(dataset))]
+    for index, row in enumerate(rows):
+        for column in columns & set(row):
+            value = row[column]
+            if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(m, dict) for m in value)):
+                problem = f"row {index} of the {name} data holds {value!r} in column {column!r}"
+                raise InputError("dataset_name", problem, "give text, or a list of chat messages")
 
 
-def _require(dataset: Any, names: tuple[str, ...], part: str) -> None:
+def _require(dataset: Any, names: tuple[str, ...], part: str, where: str) -> None:
     columns = set(next(iter(dataset)))
     for name in names:
         if name not in columns:
             known = ", ".join(sorted(columns))
-            raise InputError("dataset_name", f"the {part} data has no column {name!r}", f"its columns are {known}")
+            raise InputError(where, f"the {part} data has no column {name!r}", f"its columns are {known}")
 
 
-def _render(template: Any, row: dict[str, Any]) -> Any:
+def _template_columns(template: Any) -> set[str]:
+    """The columns that a template speaks of."""
     if isinstance(template, list):
-        return [{key: _render(text, row) for key, text in message.items()} for message in template]
+        return {column for message in template for text in message.values() for column in _template_columns(text)}
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise InputError("prompt_template", f"{template!r} ({error})", "write {column}, and {{ }} for braces") from None
+    return {name.partition(".")[0].partition("[")[0] for name in names}
+
+
+def _render(template: Any, row: dict[str, Any], index: int) -> Any:
+    if isinstance(template, list):
+        return [{key: _render(text, row, index) for key, text in message.items()} for message in template]
+    for column in _template_columns(template):
+        _present(row, column, index)
     try:
         return template.format_map(row)
-    except KeyError as error:
-        known = ", ".join(sorted(row))
-        raise InputError("prompt_template", f"no column {error.args[0]!r}", f"the columns are {known}") from None
-    except (ValueError, IndexError, AttributeError) as error:
-        raise InputError("prompt_template", f"{template!r} ({error})", "write {column}, and {{ }} for braces") from None
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            "prompt_template", f"{template!r} in row {index} ({error!r})", "correct the template"
+        ) from None
+
+
+def _present(row: dict[str, Any], column: str, index: int) -> Any:
+    if row[column] is None:
+        raise InputError("dataset_name", f"row {index} has nothing in column {column!r}", "fill it, or drop the row")
+    return row[column]
 
 
 def _completion(value: Any, chat: bool) -> Any:
     text = value if isinstance(value, str) else to_json(value)
     return [{"role": "assistant", "content": text}] if chat else text
-
-
-def sample_rows(dataset: Any, count: int, seed: int) -> list[dict[str, Any]]:
-    """A few rows for a person to look at, the same ones each time."""
-    rows = list(range(len(dataset)))
-    picked = sorted(random.Random(seed).sample(rows, min(count, len(rows))))
-    return [dataset[index] for index in picked]

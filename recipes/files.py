@@ -21,7 +21,7 @@ _FILE_BUILDERS = {"json", "csv", "parquet", "text", "arrow"}
 
 def builtin_recipes() -> dict[str, Path]:
     """The recipes that ship with the package, `name -> file`, e.g. `sft/addresses`."""
-    root = Path(str(files("tokencredit.recipes")))
+    root = Path(str(files("tokencredit.recipes"))).resolve()
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("*/*.yaml"))}
 
 
@@ -102,13 +102,17 @@ def _override(item: str) -> Layer:
 def normalise(layer: Layer) -> Layer:
     """Bring the short spellings into the one form the schema knows.
 
-    `launch: zero2` means `launch: {strategy: zero2}`; `num_processes`, which TRL's command line takes at
-    the top level, means `launch.num_processes`.
+    `launch: zero2` means `launch: {strategy: zero2}`, and `launch: none` one process whatever the base recipe
+    says; `num_processes`, which TRL's command line takes at the top level, means `launch.num_processes`;
+    `task_metric: name` means `task_metric: {function: name}`.
     """
     layer = dict(layer)
     if "launch" in layer and not isinstance(layer["launch"], dict):
-        # YAML reads a bare `none` as text but `null` and an empty value as nothing: both mean one process.
-        layer["launch"] = {"strategy": "none" if layer["launch"] is None else layer["launch"]}
+        # YAML reads a bare `none` as text but `null` and an empty value as nothing.
+        one_process = layer["launch"] in (None, "none")
+        layer["launch"] = {"strategy": "none", "num_processes": None} if one_process else {"strategy": layer["launch"]}
+    if isinstance(layer.get("task_metric"), str):
+        layer["task_metric"] = {"function": layer["task_metric"]}
     if "num_processes" in layer:
         layer["launch"] = merge(layer.get("launch", {}), {"num_processes": layer.pop("num_processes")})
     return layer

@@ -5,6 +5,8 @@ choices name the field, the value and what would be right.
 """
 
 import difflib
+import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -12,10 +14,12 @@ from enum import Enum
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tokencredit.errors import InputError
 from tokencredit.trainers import METHODS, Method
+
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
 
 class _Section(BaseModel):
@@ -85,11 +89,6 @@ class OwnKeys(_Section):
     env: dict[str, str | int | float | bool] = {}
     """Environment variables set before anything is imported."""
 
-    @field_validator("task_metric", mode="before")
-    @classmethod
-    def _short_metric(cls, value: Any) -> Any:
-        return {"function": value} if isinstance(value, str) else value
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -118,9 +117,16 @@ class Recipe:
         return str(self.training["output_dir"])
 
     def flat(self) -> dict[str, Any]:
-        """The recipe as the mapping that `parse_recipe` reads back."""
+        """The recipe as the mapping that `parse_recipe` reads back, without secrets.
+
+        It is printed and written to disk. `hub_token` and environment variables named like a credential are left
+        out; processes that need them inherit them.
+        """
         own = self.own.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        return own | self.model | self.data | self.training
+        if "env" in own:
+            own["env"] = {name: value for name, value in own["env"].items() if not _SECRET.search(name.upper())}
+        training = {key: value for key, value in self.training.items() if key != "hub_token"}
+        return own | self.model | self.data | training
 
     def with_training(self, **changes: Any) -> "Recipe":
         """A copy with other training fields."""
@@ -151,9 +157,10 @@ def parse_recipe(layer: dict[str, Any]) -> Recipe:
         if group is None:
             raise _unknown_key(key, own_names.union(*groups.values()), trainer)
         values[group][key] = groups[group][key].check(value)
-    if "output_dir" not in values["training"]:
+    if not values["training"].get("output_dir"):
         raise InputError("output_dir", "is missing", "name the folder of the run, e.g. output_dir: runs/first")
-    own = _check_own({key: value for key, value in layer.items() if key in own_names})
+    # An empty section is the default one.
+    own = _check_own({key: value for key, value in layer.items() if key in own_names and value is not None})
     return Recipe(own, values["training"], values["model"], values["data"])
 
 
@@ -216,6 +223,12 @@ class _FieldCheck:
             )
         if self.name in _AT_LEAST_ONE and checked is not None and checked < 1:
             raise InputError(self.name, f"{value!r} is too small", "give 1 or more")
+        if self.name in _NOT_ZERO and checked == 0:
+            raise InputError(self.name, "0 steps", "give 1 or more, or leave it out")
+        if isinstance(checked, float) and not math.isfinite(checked):
+            raise InputError(self.name, f"{value!r} is not finite", "give a number")
+        if self.name == "learning_rate" and checked < 0:
+            raise InputError(self.name, f"{value!r} is negative", "give 0 or more")
         if isinstance(value, int) and checked == value:
             return value  # a whole number stays one, also where TRL allows a share of the steps
         return checked.value if isinstance(checked, Enum) else checked
@@ -223,6 +236,7 @@ class _FieldCheck:
 
 # Typed as text by Transformers, which takes `true` as well.
 _ALSO_BOOL = {"resume_from_checkpoint", "fsdp"}
+_NOT_ZERO = {"max_steps", "save_steps", "eval_steps"}
 _AT_LEAST_ONE = {
     "per_device_train_batch_size",
     "per_device_eval_batch_size",

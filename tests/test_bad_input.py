@@ -70,6 +70,26 @@ def pairs(recipe: Recipe, folder: Path) -> None:
     recipe |= {"trainer": "dpo", "dataset_name": "pairs.jsonl"}
 
 
+def malformed(recipe: Recipe, folder: Path) -> None:
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{oops}\n')
+
+
+def damaged_checkpoint(recipe: Recipe, folder: Path) -> None:
+    checkpoint = folder / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    Manifest(step=2, world_size=1, zero_stage=0, files={"optimizer.pt": 5}).write(checkpoint)
+    recipe["resume_from_checkpoint"] = "./checkpoint-2"
+
+
+def other_model(recipe: Recipe, folder: Path) -> None:
+    checkpoint = folder / "begun" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    Manifest(step=2, world_size=1, zero_stage=0, files={}).write(checkpoint)
+    (folder / "begun" / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"model_name_or_path": "another"}))
+    recipe |= {"output_dir": "begun", "resume_from_checkpoint": True}
+
+
 def used_folder(recipe: Recipe, folder: Path) -> None:
     (folder / "used").mkdir()
     (folder / "used" / "notes.txt").write_text("mine")
@@ -120,7 +140,40 @@ CASES = {
     "data line malformed": Case(
         ["rows.jsonl line 2", "not valid JSON"], prepare=data('{"prompt": "a", "completion": "b"}\n{oops}\n')
     ),
-    "text that is none": Case(["dataset_name", "'text' holds 1", "give text"], prepare=data('{"text": 1}\n')),
+    "text that is none": Case(["dataset_name", "row 0", "holds 1 in column 'text'"], prepare=data('{"text": 1}\n')),
+    "a row without text": Case(
+        ["dataset_name", "row 1", "holds None in column 'prompt'"],
+        prepare=data("prompt,completion\na,b\n,c\n", "./rows.csv"),
+    ),
+    "a cell that the template needs": Case(
+        ["dataset_name", "row 1", "nothing in column 'q'"],
+        {"prompt_template": "{q}?"},
+        prepare=data("q,completion\na,b\n,c\n", "./rows.csv"),
+    ),
+    "an answer that is missing": Case(
+        ["dataset_name", "row 1", "nothing in column 'a'"],
+        {"completion_column": "a"},
+        prepare=data("prompt,a\np,b\nq,\n", "./rows.csv"),
+    ),
+    "prompt without completion": Case(
+        ["dataset_name", "columns prompt, text", "sft needs"], prepare=data('{"text": "a", "prompt": "b"}\n')
+    ),
+    "ids beside text": Case(
+        ["dataset_name", "input_ids beside completion, prompt"],
+        prepare=data('{"prompt": "a", "completion": "b", "input_ids": [5, 6]}\n'),
+    ),
+    "keys without effect": Case(["test_split_size", "0.2 has no effect", "datasets"], {"test_split_size": 0.2}),
+    "rows that do not fit": Case(["max_length", "1 leaves nothing", "raise it"], {"max_length": 1}),
+    "rate that is no number": Case(["learning_rate", "nan is not finite"], {"learning_rate": float("nan")}),
+    "negative rate": Case(["learning_rate", "-1.0 is negative"], {"learning_rate": -1.0}),
+    "no steps": Case(["max_steps", "0 steps"], {"max_steps": 0}),
+    "empty output folder": Case(["output_dir", "missing"], arguments=["output_dir="]),
+    "output folder with an impossible name": Case(["output_dir", "cannot write"], {"output_dir": "x" * 300}),
+    "mixture with a malformed file": Case(
+        ["datasets", "JSON parse error"],
+        {"dataset_name": None, "datasets": [{"path": "json", "data_files": "rows.jsonl"}]},
+        prepare=malformed,
+    ),
     "no rows after slicing": Case(["dataset_name", "train[:0]", "no data"], {"dataset_train_split": "train[:0]"}),
     "unknown split": Case(["dataset_name", "valid", "Should be one of"], {"dataset_train_split": "valid"}),
     "wrong columns": Case(
@@ -130,7 +183,7 @@ CASES = {
         ["prompt_template", "no column 'text'", "columns are"], {"prompt_template": "{text}"}
     ),
     "completion column missing": Case(
-        ["dataset_name", "no column 'label'", "completion, prompt"], {"completion_column": "label"}
+        ["completion_column", "no column 'label'", "completion, prompt"], {"completion_column": "label"}
     ),
     "unknown built-in configuration": Case(
         ["dataset_name", "'triples'", "'pairs'"], {"dataset_name": "us_addresses", "dataset_config": "triples"}
@@ -195,6 +248,16 @@ CASES = {
     ),
     "augmentation without records": Case(["augment", "labelled rows", "completion_column"], {"augment": {"copies": 2}}),
     "tracker not installed": Case(["report_to", "'swanlab'", "pip install swanlab"], {"report_to": "swanlab"}),
+    "tracker unknown": Case(["report_to", "'tensorbord'", "choose tensorboard"], {"report_to": "tensorbord"}),
+    "best by a figure nobody has": Case(
+        ["metric_for_best_model", "'accuracy'", "no figure of the evaluation"],
+        {"metric_for_best_model": "accuracy", "eval_strategy": "epoch"},
+    ),
+    "chat data for a model from scratch": Case(
+        ["model_name_or_path", "chat messages"],
+        {"model_name_or_path": None, "init": {"model_type": "llama"}},
+        prepare=data(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n"),
+    ),
     "unknown launch": Case(["launch.strategy", "'zero4'", "zero3"], {"launch": "zero4"}),
     "several processes without strategy": Case(
         ["launch.num_processes", "2 processes with strategy none", "launch=ddp"], {"num_processes": 2}
@@ -222,6 +285,12 @@ CASES = {
     "output folder not empty": Case(["output_dir", "not empty", "resume_from_checkpoint=true"], prepare=used_folder),
     "resume from no checkpoint": Case(
         ["resume_from_checkpoint", "no checkpoint", "checkpoint-N"], {"resume_from_checkpoint": "./checkpoint-9"}
+    ),
+    "resume from a damaged checkpoint": Case(
+        ["resume_from_checkpoint", "checkpoint-2", "incomplete"], prepare=damaged_checkpoint
+    ),
+    "resume with another model": Case(
+        ["model_name_or_path", "not what the run began with, 'another'"], prepare=other_model
     ),
     "resume ZeRO with other processes": Case(
         ["launch.num_processes", "written by 1 ZeRO", "set launch.num_processes=1"], prepare=zero_checkpoint

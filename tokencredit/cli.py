@@ -36,6 +36,12 @@ def _input_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(130) from None
+    except BaseException as error:
+        # By name: importing the class would cost every command the import of the launcher.
+        if type(error).__name__ != "Terminated":
+            raise
+        err.print("terminated")
+        raise typer.Exit(143) from None
 
 
 @app.command()
@@ -52,8 +58,10 @@ def train(
         _set_environment(layer.get("env"))
         with err.status("checking the recipe"):
             from tokencredit.cluster.launch import launch, prepare
+            from tokencredit.cluster.processes import raise_on_sigterm
             from tokencredit.recipes.schema import parse_recipe
 
+            raise_on_sigterm()
             checked, plan, found = prepare(parse_recipe(layer), dry_run=dry_run)
         for note in found.notes:
             err.print(f"note: {note}", markup=False)

@@ -1,5 +1,6 @@
 """Callbacks that every run has: metrics as JSON lines, one progress bar, a record of the environment."""
 
+import atexit
 import json
 import os
 import sys
@@ -88,6 +89,7 @@ class ProgressLines(TrainerCallback):
             self.progress = Progress(*columns, console=self.console)
             self.task = self.progress.add_task("train", total=state.max_steps, completed=state.global_step)
             self.progress.start()
+            atexit.register(self.progress.stop)  # an interrupt must not leave the terminal without a cursor
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -123,7 +125,8 @@ class ProgressLines(TrainerCallback):
 
 def is_result(name: str) -> bool:
     """Whether a figure of an evaluation is worth a place in the line (all of them are in `metrics.jsonl`)."""
-    return name.endswith(("_loss", "_f1", "_exact", "valid_json", "accuracies", "accuracy"))
+    bookkeeping = ("_runtime", "_per_second", "_num_tokens", "_entropy", "_precision", "_recall")
+    return not name.endswith(bookkeeping) and not name.startswith(("eval_logits", "eval_logps"))
 
 
 class RunEnvironment(TrainerCallback):

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import rotate_checkpoints
 
 MANIFEST = "manifest.json"
-# Transformers writes it after the model and the tokenizer.
-_SAVED_LAST = "training_args.bin"
+SAVED_LAST = "training_args.bin"
+"""Transformers writes it after the model and the tokenizer; a run folder that has it has its final model."""
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -99,8 +99,20 @@ def is_finished(checkpoint: Path, max_steps: int, num_train_epochs: float) -> bo
         max_steps: The recipe's limit; when positive it decides alone, as in the trainer.
         num_train_epochs: The recipe's limit otherwise.
     """
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state = read_state(checkpoint)
     return state.global_step >= max_steps if max_steps > 0 else (state.epoch or 0) >= num_train_epochs
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """The trainer's state in a checkpoint."""
+    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that the newest one of a run names as the best, wherever the run folder is now."""
+    newest = next(iter(checkpoints(run)), None)
+    named = read_state(newest).best_model_checkpoint if newest is not None else None
+    return run / Path(named).name if named else None
 
 
 def finish(checkpoint: Path, run: Path, *, best: bool) -> None:
@@ -109,17 +121,25 @@ def finish(checkpoint: Path, run: Path, *, best: bool) -> None:
     Args:
         checkpoint: The last checkpoint.
         run: The run folder.
-        best: Take the best checkpoint that the last one names (`load_best_model_at_end`).
+        best: Take the best checkpoint instead (`load_best_model_at_end`).
     """
-    if (run / _SAVED_LAST).is_file():
+    if (run / SAVED_LAST).is_file():
         return
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    source = Path(state.best_model_checkpoint) if best and state.best_model_checkpoint else checkpoint
-    training_state = ("optimizer", "scheduler", "rng_state", "trainer_state", MANIFEST, _SAVED_LAST)
+    source = (best_checkpoint(run) if best else None) or checkpoint
+    training_state = (
+        "optimizer",
+        "scheduler",
+        "rng_state",
+        "trainer_state",
+        "latest",
+        "zero_to_",
+        MANIFEST,
+        SAVED_LAST,
+    )
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.startswith(training_state):
             shutil.copy2(path, run / path.name)
-    shutil.copy2(source / _SAVED_LAST, run / _SAVED_LAST)
+    shutil.copy2(source / SAVED_LAST, run / SAVED_LAST)
 
 
 class CheckpointManifest(TrainerCallback):

@@ -40,8 +40,12 @@ def question(tokenizer: PreTrainedTokenizerBase, prompt: Any, reference: Any) ->
     else:
         encoded: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
         ids = encoded["input_ids"]
-    answer = reference if isinstance(reference, str) else reference[-1]["content"]
-    return Question(list(ids), answer)
+    return Question(list(ids), answer_text(reference))
+
+
+def answer_text(reference: Any) -> str:
+    """The text of an answer that is plain text or chat messages, of which the last one counts."""
+    return str(reference if isinstance(reference, str) else reference[-1]["content"])
 
 
 def greedy_answers(
@@ -127,7 +131,11 @@ class TaskMetricCallback(TrainerCallback):
         # Every process answers the same number, so that sharded models run the same number of forwards.
         share = -(-len(self.questions) // world)
         mine = [self.questions[min(rank * share + i, len(self.questions) - 1)].prompt_ids for i in range(share)]
-        with unwrap_model_for_generation(self.trainer.model_wrapped, accelerator) as model:
+        # Given back as they were: the default would change how checkpointing recomputes from here on.
+        checkpointing = self.trainer.args.gradient_checkpointing_kwargs
+        with unwrap_model_for_generation(
+            self.trainer.model_wrapped, accelerator, gradient_checkpointing_kwargs=checkpointing
+        ) as model:
             was_training = model.training
             model.eval()
             try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from transformers import TrainerState
 
 from tokencredit.cluster.report import scores
 from tokencredit.recipes.schema import parse_recipe
@@ -40,10 +41,15 @@ def test_scores_are_those_of_the_saved_model(run: Path) -> None:
     assert "step 4" in last
     assert "0.5000" in last
     assert "runtime" not in last
-    best = shown(run, load_best_model_at_end=True, metric_for_best_model="record_f1")
+    checkpoint = run / "checkpoint-4"
+    checkpoint.mkdir()
+    TrainerState(global_step=4).save_to_json(str(checkpoint / "trainer_state.json"))
+    assert "step 4" in shown(run, load_best_model_at_end=True), "without a best checkpoint the last model is saved"
+    moved = "/elsewhere/checkpoint-2"
+    TrainerState(global_step=4, best_model_checkpoint=moved).save_to_json(str(checkpoint / "trainer_state.json"))
+    best = shown(run, load_best_model_at_end=True)
     assert "step 2" in best
     assert "0.6250" in best
-    assert "step 4" in shown(run, load_best_model_at_end=True), "the loss decides by default, and less is better"
 
 
 def test_no_evaluation_no_scores(tmp_path: Path) -> None:

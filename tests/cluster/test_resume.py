@@ -1,5 +1,6 @@
 """A run killed at a random step and started again by the same command ends as if nothing had happened."""
 
+import json
 import os
 import random
 import signal
@@ -82,6 +83,23 @@ def test_killed_and_resumed_equals_uninterrupted(recipe: dict[str, Any], tmp_pat
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
+def test_first_attempt_with_another_model_leaves_nothing_behind(
+    recipe: dict[str, Any], tmp_path: Path, run_cli: Any
+) -> None:
+    """A run that never reached a checkpoint is begun anew: model, settings and all."""
+    scratch = {"init": {"model_type": "llama", "config": {"hidden_size": 32, "num_hidden_layers": 1}}}
+    fresh = {key: value for key, value in recipe.items() if key != "model_name_or_path"} | scratch
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fresh | {"max_steps": 2, "save_strategy": "no"}))
+    run_cli(tmp_path, "train", "recipe.yaml", "init.config.num_attention_heads=2")
+    (tmp_path / "run" / "training_args.bin").unlink()  # as if killed before the model was saved
+    run_cli(tmp_path, "train", "recipe.yaml", "init.config.num_attention_heads=4")
+    for name in ("init", "."):
+        assert json.loads((tmp_path / "run" / name / "config.json").read_text())["num_attention_heads"] == 4
+    done = run_cli(tmp_path, "train", "recipe.yaml", "init.config.num_attention_heads=4")
+    assert "the run is complete" in done.stderr, "also without any checkpoint"
+
+
 @pytest.mark.distributed
 def test_killed_launcher_leaves_no_worker_and_resumes(recipe: dict[str, Any], tmp_path: Path, run_cli: Any) -> None:
     """Only the launcher is killed; its two workers must end with it, or they would write into the resumed run."""
@@ -111,9 +129,9 @@ def test_finished_run_started_again_stays_as_it_is(recipe: dict[str, Any], tmp_p
     weights = (run / "model.safetensors").read_bytes()
     for name in ("model.safetensors", "training_args.bin"):
         (run / name).unlink()  # as if killed before the model was saved in the run folder
-    for _ in range(2):
+    for says in ("the run is complete at checkpoint-4", "the run is complete\n"):
         done = run_cli(tmp_path, "train", "recipe.yaml")
-        assert "the run is complete at checkpoint-4" in done.stderr
+        assert says in done.stderr
         assert curve(run) == before
         assert (run / "model.safetensors").read_bytes() == weights
     longer = run_cli(tmp_path, "train", "recipe.yaml", "max_steps=6")

@@ -12,7 +12,8 @@ from tokencredit.data.responses import response_offsets
 from tokencredit.errors import InputError
 
 TEXTS = ['[{"code":"A","span":"Größe 🙂"}]', 'say "\\"Street\\""', "tab\tand\u00a0space", "x"]
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+TEMPLATE += "{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Recipe files: inheritance, overrides, and where relative paths start."""
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,8 @@ def test_overrides_are_yaml_and_reach_into_mappings(tmp_path: Path) -> None:
     ("given", "launch"),
     [
         ({"launch": "zero2"}, {"strategy": "zero2"}),
-        ({"launch": None}, {"strategy": "none"}),
+        ({"launch": None}, {"strategy": "none", "num_processes": None}),
+        ({"launch": "none"}, {"strategy": "none", "num_processes": None}),
         ({"num_processes": 2}, {"num_processes": 2}),
         ({"launch": "ddp", "num_processes": 2}, {"strategy": "ddp", "num_processes": 2}),
     ],
@@ -68,6 +70,21 @@ def test_short_spellings_of_launch(tmp_path: Path, given: dict[str, object], lau
     assert read_recipe(str(write(tmp_path / "r.yaml", **given)), [])["launch"] == launch
     words = [f"{key}={'' if value is None else value}" for key, value in given.items()]
     assert read_recipe(str(write(tmp_path / "empty.yaml", trainer="sft")), words)["launch"] == launch
+
+
+def test_one_process_over_a_recipe_with_two(tmp_path: Path) -> None:
+    base = write(tmp_path / "r.yaml", launch="ddp", num_processes=2, task_metric="a:b")
+    recipe = read_recipe(str(base), ["launch=none", "task_metric.max_new_tokens=4"])
+    assert recipe["launch"] == {"strategy": "none", "num_processes": None}
+    assert recipe["task_metric"] == {"function": "a:b", "max_new_tokens": 4}
+
+
+def test_builtin_reached_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of a built-in recipe start at the working directory, also where the package lies behind a link."""
+    (tmp_path / "link").symlink_to(Path(str(files("tokencredit.recipes"))))
+    monkeypatch.setattr("tokencredit.recipes.files.files", lambda name: tmp_path / "link")
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("sft/addresses", [])["output_dir"] == str(tmp_path / "runs" / "sft-addresses")
 
 
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,3 +88,18 @@ def test_dpo_losses_are_those_of_trl() -> None:
     source = inspect.getsource(DPOTrainer._compute_loss)
     listed = source.partition("Should be one of [")[2].partition("]")[0]
     assert set(re.findall(r"'(\w+)'", listed)) == set(METHODS["dpo"].choices["loss_type"])
+
+
+def test_secrets_stay_out_of_what_is_written_and_printed() -> None:
+    secret = {
+        "env": {"WANDB_API_KEY": "sekret", "WANDB_PROJECT": "mine", "MY_PASSWORD": "sekret"},
+        "hub_token": "sekret",
+    }
+    recipe = parse_recipe(BASE | secret)
+    assert recipe.own.env["WANDB_API_KEY"] == "sekret"
+    assert "sekret" not in str(recipe.flat())
+    assert recipe.flat()["env"] == {"WANDB_PROJECT": "mine"}
+
+
+def test_empty_sections_are_the_default() -> None:
+    assert parse_recipe(BASE | {"env": None, "launch": None, "peft": None}) == parse_recipe(BASE)

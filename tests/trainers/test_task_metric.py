@@ -20,7 +20,9 @@ METRIC = """
 calls = []
 def score(predictions, references):
     calls.append((predictions, references))
-    return {"length": sum(map(len, predictions)) / len(predictions), "rows": len(references)}
+    # Differs when two answers change places.
+    order = sum(place * sum(map(ord, text)) for place, text in enumerate(predictions))
+    return {"length": sum(map(len, predictions)) / len(predictions), "rows": len(references), "order": order}
 """
 
 
@@ -75,7 +77,6 @@ def test_figures_reach_the_log_and_pick_the_best_checkpoint(
 
     import length_metric
 
-    assert len(length_metric.calls) == 2
     predictions, references = length_metric.calls[0]
     assert len(predictions) == len(references) == 5
     first = [json.loads(line) for line in (Path(recipe_text["dataset_name"]) / "test.jsonl").open()][:5]
@@ -118,4 +119,5 @@ def test_processes_share_the_prompts(recipe_text: dict[str, Any], tmp_path: Path
         run_cli(tmp_path, "train", "recipe.yaml", f"output_dir={name}", *spread)
         figures[name] = next(line for line in read_metrics(tmp_path / name) if "eval_rows" in line)
     assert figures["two"]["eval_rows"] == 5
+    assert figures["two"]["eval_order"] == figures["one"]["eval_order"] > 0
     assert figures["two"]["eval_length"] == figures["one"]["eval_length"]
