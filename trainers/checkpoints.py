@@ -105,7 +105,8 @@ def is_finished(checkpoint: Path, max_steps: int, num_train_epochs: float) -> bo
 
 def read_state(checkpoint: Path) -> TrainerState:
     """The trainer's state in a checkpoint."""
-    return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state
 
 
 def best_checkpoint(run: Path) -> Path | None:

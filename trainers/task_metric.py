@@ -132,7 +132,7 @@ class TaskMetricCallback(TrainerCallback):
         share = -(-len(self.questions) // world)
         mine = [self.questions[min(rank * share + i, len(self.questions) - 1)].prompt_ids for i in range(share)]
         # Given back as they were: the default would change how checkpointing recomputes from here on.
-        checkpointing = self.trainer.args.gradient_checkpointing_kwargs
+        checkpointing: Any = self.trainer.args.gradient_checkpointing_kwargs
         with unwrap_model_for_generation(
             self.trainer.model_wrapped, accelerator, gradient_checkpointing_kwargs=checkpointing
         ) as model:
