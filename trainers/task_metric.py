@@ -59,17 +59,21 @@ def greedy_answers(
     """Greedy continuations, without special tokens, in the order of the prompts.
 
     Args:
-        model: A causal language model with `generate`.
+        model: A causal language model with `generate`. Of its own generation settings only the stop tokens count.
         tokenizer: Its tokenizer; `pad_token_id` and `eos_token_id` are used.
         prompts: Token ids of each prompt.
         max_new_tokens: Where an answer without end is cut.
         batch_size: Prompts per call; those of similar length go together.
     """
+    # What is not set here, `generate` would take from the model: beams or penalties are not greedy.
     config = GenerationConfig(
         do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=_stop_tokens(model, tokenizer),
     )
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -89,6 +93,13 @@ def greedy_answers(
         for row, text in zip(rows, texts, strict=True):
             answers[row] = text
     return answers
+
+
+def _stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's end of text and every other token that the model stops at (chat models have several)."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({token for token in [tokenizer.eos_token_id, *own] if token is not None})
 
 
 class TaskMetricCallback(TrainerCallback):

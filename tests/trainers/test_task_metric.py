@@ -32,20 +32,37 @@ def model(tiny_model: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
 
 
+def argmax_ids(net: Any, prompt: list[int], count: int, stop: int) -> list[int]:
+    """The most probable next token, again and again."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + count and (len(ids) == len(prompt) or ids[-1] != stop):
+        ids.append(int(net(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
 def test_batched_answers_equal_one_by_one(model: tuple[Any, Any]) -> None:
     net, tokenizer = model
     prompts = [tokenizer(text)["input_ids"] for text in ("a", "Grace asks very much: ", "Alan", "b c d e f")]
     single = [greedy_answers(net, tokenizer, [p], max_new_tokens=6, batch_size=1)[0] for p in prompts]
     assert greedy_answers(net, tokenizer, prompts, max_new_tokens=6, batch_size=3) == single
-    expected = []
-    for prompt in prompts:
-        ids = list(prompt)
-        for _ in range(6):
-            ids.append(int(net(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] == tokenizer.eos_token_id:
-                break
-        expected.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
-    assert single == expected
+    chosen = [argmax_ids(net, prompt, 6, tokenizer.eos_token_id) for prompt in prompts]
+    assert single == [tokenizer.decode(ids, skip_special_tokens=True) for ids in chosen]
+
+
+def test_settings_of_the_model_do_not_count_but_its_stop_tokens_do(
+    model: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, tokenizer = model
+    prompts = [tokenizer("Grace asks: ")["input_ids"]]
+    plain = greedy_answers(net, tokenizer, prompts, max_new_tokens=8, batch_size=1)
+    for name, value in {"repetition_penalty": 9.0, "num_beams": 3, "do_sample": True, "top_k": 3}.items():
+        monkeypatch.setattr(net.generation_config, name, value)
+    assert greedy_answers(net, tokenizer, prompts, max_new_tokens=8, batch_size=1) == plain
+    ids = argmax_ids(net, prompts[0], 8, tokenizer.eos_token_id)
+    monkeypatch.setattr(net.generation_config, "eos_token_id", [tokenizer.eos_token_id, ids[2]])
+    stopped = greedy_answers(net, tokenizer, prompts, max_new_tokens=8, batch_size=1)
+    assert stopped == [tokenizer.decode(ids[: ids.index(ids[2]) + 1])]
+    assert stopped != plain
 
 
 def test_chat_prompt_goes_through_the_template(model: tuple[Any, Any]) -> None:
