@@ -1,6 +1,5 @@
 """Process lifetimes: no worker outlives the command that started it."""
 
-import ctypes
 import signal
 import sys
 from types import FrameType
@@ -9,6 +8,8 @@ from types import FrameType
 def die_with_parent() -> None:
     """End this process when the one that started it is killed (Linux only)."""
     if sys.platform == "linux":
+        import ctypes
+
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 

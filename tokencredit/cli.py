@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tokencredit.cluster.processes import Terminated, raise_on_sigterm
 from tokencredit.errors import InputError
 
 app = typer.Typer(
@@ -36,10 +37,7 @@ def _input_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted")
         raise typer.Exit(130) from None
-    except BaseException as error:
-        # By name: importing the class would cost every command the import of the launcher.
-        if type(error).__name__ != "Terminated":
-            raise
+    except Terminated:
         err.print("terminated")
         raise typer.Exit(143) from None
 
@@ -58,7 +56,6 @@ def train(
         _set_environment(layer.get("env"))
         with err.status("checking the recipe"):
             from tokencredit.cluster.launch import launch, prepare
-            from tokencredit.cluster.processes import raise_on_sigterm
             from tokencredit.recipes.schema import parse_recipe
 
             raise_on_sigterm()
