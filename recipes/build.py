@@ -48,6 +48,8 @@ def build_trainer(recipe: Recipe, data: RecipeData) -> Any:
             quantization_config=get_quantization_config(model_args),
             peft_config=peft_config(recipe),
         )
+    except InputError:
+        raise
     except (ValueError, NotImplementedError) as error:
         # The constructors check their settings themselves; what fails deeper is no matter of settings.
         if traceback.extract_tb(error.__traceback__)[-1].name != "__init__":
@@ -83,6 +85,8 @@ def training_arguments(recipe: Recipe, model_args: Any) -> Any:
     config = recipe.method.config_class()
     try:
         return config(**values)
+    except InputError:
+        raise
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _settings_error(recipe, config, error) from error
 

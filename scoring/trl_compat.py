@@ -5,7 +5,12 @@ by that name when TRL changes under it:
 
 - `trl.trainer.utils.add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs)`: replaces `model.forward` by
   one that understands `fused_lm_head=True` and then returns per-token numbers instead of logits;
-- `trl.trainer.utils.FusedCausalLMOutput`: what that forward returns; the fields in `OUTPUTS` are read.
+- `trl.trainer.utils.FusedCausalLMOutput`: what that forward returns; the fields in `OUTPUTS` are read;
+- `trl.trainer.dpo_trainer.DataCollatorForPreference`: pads `[chosen, rejected]` batches; per-token columns are padded
+  like its `completion_mask`;
+- `trl.trainer.utils.use_adapter` and `trl.models.utils.disable_gradient_checkpointing`: contexts of a reference pass;
+- of `trl.DPOTrainer`, overridden: `_prepare_dataset`, `_set_signature_columns_if_needed`, `_compute_loss`; read:
+  `_metrics`, `_total_train_tokens`, `_tokenizer`, `_tp_size`, `aux_loss_enabled`, `router_aux_loss_coef`.
 """
 
 from collections.abc import Iterator
@@ -16,9 +21,13 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from tokencredit.errors import InputError
+
+__all__ = ["OUTPUTS", "DataCollatorForPreference", "disable_gradient_checkpointing", "fused_lm_head", "use_adapter"]
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 

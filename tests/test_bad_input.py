@@ -70,6 +70,11 @@ def pairs(recipe: Recipe, folder: Path) -> None:
     recipe |= {"trainer": "dpo", "dataset_name": "pairs.jsonl"}
 
 
+def tab_po_pairs(recipe: Recipe, folder: Path) -> None:
+    pairs(recipe, folder)
+    recipe["trainer"] = "tab_po"
+
+
 def malformed(recipe: Recipe, folder: Path) -> None:
     (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{oops}\n')
 
@@ -245,6 +250,16 @@ CASES = {
     "a DPO loss that is none": Case(["loss_type", "'sigmoyd'", "sigmoid"], {"trainer": "dpo", "loss_type": "sigmoyd"}),
     "settings the trainer refuses": Case(
         ["loss_type", "['exo_pair'] cannot be used", "Label smoothing"], {"loss_type": "exo_pair"}, prepare=pairs
+    ),
+    "TAB-PO settings that contradict": Case(
+        ["token_weights", "sum form", "form: weighted"],
+        {"form": "sum", "token_weights": {"differing": 1.2}},
+        prepare=tab_po_pairs,
+    ),
+    "token weights unknown": Case(
+        ["token_weights.diffring", "unknown key", "'differing'"],
+        {"token_weights": {"diffring": 1.2}},
+        prepare=tab_po_pairs,
     ),
     "augmentation without records": Case(["augment", "labelled rows", "completion_column"], {"augment": {"copies": 2}}),
     "tracker not installed": Case(["report_to", "'swanlab'", "pip install swanlab"], {"report_to": "swanlab"}),

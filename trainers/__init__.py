@@ -39,6 +39,8 @@ class Method:
         return load_object(self.config)
 
 
+_PAIRS = (frozenset({"chosen", "rejected"}),)
+
 METHODS: dict[str, Method] = {
     "sft": Method(
         trainer="trl:SFTTrainer",
@@ -54,7 +56,7 @@ METHODS: dict[str, Method] = {
     "dpo": Method(
         trainer="trl:DPOTrainer",
         config="trl:DPOConfig",
-        columns=(frozenset({"chosen", "rejected"}),),
+        columns=_PAIRS,
         reference="chosen",
         choices={
             "loss_type": (
@@ -75,6 +77,12 @@ METHODS: dict[str, Method] = {
                 "sigmoid_norm",
             )
         },
+    ),
+    "tab_po": Method(
+        trainer="tokencredit.trainers.tab_po:TABPOTrainer",
+        config="tokencredit.trainers.tab_po:TABPOConfig",
+        columns=_PAIRS,
+        reference="chosen",
     ),
 }
 """A new trainer is one entry here."""

@@ -46,6 +46,7 @@ def recipes(tiny_model: Path, sft_data: Path, dpo_data: Path) -> dict[str, dict[
         "sft": common | {"trainer": "sft", "dataset_name": str(sft_data)},
         # beta 1 makes the preference loss move by tenths within four steps
         "dpo": common | {"trainer": "dpo", "dataset_name": str(dpo_data), "beta": 1.0},
+        "tab_po": common | {"trainer": "tab_po", "dataset_name": str(dpo_data), "token_weights": {"differing": 1.5}},
     }
 
 
@@ -66,8 +67,11 @@ def curves(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("method", "spread"),
+    [(method, spread) for method in ("sft", "dpo") for spread in SPREADS]
+    + [("tab_po", "accumulation"), ("tab_po", "zero3")],
+)
 def test_same_curve(
     method: str,
     spread: str,

@@ -3,10 +3,12 @@
 import dataclasses
 import inspect
 
+import pytest
 import torch
+from trl import DPOTrainer
 from trl.trainer import utils
 
-from tokencredit.scoring.trl_compat import OUTPUTS
+from tokencredit.scoring.trl_compat import OUTPUTS, DataCollatorForPreference
 
 ADVICE = "TRL changed; adapt scoring/trl_compat.py and narrow or move the range of trl in pyproject.toml"
 
@@ -52,3 +54,28 @@ def test_canary_fused_causal_lm_output_fields() -> None:
     fields = {field.name for field in dataclasses.fields(utils.FusedCausalLMOutput)}
     expected = {*OUTPUTS, "loss", "label_mask", "aux_loss"}
     assert fields == expected, f"trl.trainer.utils.FusedCausalLMOutput has other fields. {ADVICE}"
+
+
+@pytest.mark.parametrize("name", ["_prepare_dataset", "_set_signature_columns_if_needed", "_compute_loss"])
+def test_dpo_trainer_still_has_what_tab_po_overrides(name: str) -> None:
+    wanted = {
+        "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
+        "_set_signature_columns_if_needed": ["self"],
+        "_compute_loss": ["self", "model", "inputs", "return_outputs"],
+    }
+    found = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
+    assert found == wanted[name], f"trl.DPOTrainer.{name} takes {found} now"
+
+
+@pytest.mark.parametrize(
+    "name", ["_metrics", "_total_train_tokens", "_tokenizer", "_tp_size", "aux_loss_enabled", "router_aux_loss_coef"]
+)
+def test_dpo_trainer_still_sets_what_tab_po_reads(name: str) -> None:
+    assert f"self.{name} " in inspect.getsource(DPOTrainer.__init__), f"trl.DPOTrainer sets no {name} now"
+
+
+def test_pair_collator_is_cut_and_padded_as_ours_expects() -> None:
+    collator = DataCollatorForPreference(pad_token_id=0, max_length=3)
+    batch = collator([{"prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5]}])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [1, 2, 5]]
+    assert batch["completion_mask"].tolist() == [[0, 0, 1], [0, 0, 1]]
