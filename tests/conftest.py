@@ -18,6 +18,17 @@ import pytest
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "tokencredit"]
 
+SHORT_RUN: dict[str, Any] = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "gradient_checkpointing": False,
+    "seed": 0,
+}
+
 PEOPLE = ["Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Tony", "Leslie"]
 
 
@@ -85,19 +96,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe_text(tiny_model: Path, sft_data: Path, tmp_path: Path) -> dict[str, Any]:
     """The smallest SFT recipe that trains, as a mapping; its run folder is `tmp_path / "run"`."""
-    return {
+    return SHORT_RUN | {
         "trainer": "sft",
         "output_dir": str(tmp_path / "run"),
         "model_name_or_path": str(tiny_model),
         "dataset_name": str(sft_data),
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "gradient_checkpointing": False,
-        "seed": 0,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import SHORT_RUN
 from tokencredit.trainers.callbacks import ENVIRONMENT, read_metrics
 
 TOLERANCE = 1e-6
@@ -30,18 +31,7 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def recipes(tiny_model: Path, sft_data: Path, dpo_data: Path) -> dict[str, dict[str, Any]]:
-    common = {
-        "model_name_or_path": str(tiny_model),
-        "max_steps": 4,
-        "total_train_batch_size": 8,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "gradient_checkpointing": False,
-        "seed": 0,
-    }
+    common = SHORT_RUN | {"model_name_or_path": str(tiny_model), "total_train_batch_size": 8}
     return {
         "sft": common | {"trainer": "sft", "dataset_name": str(sft_data)},
         # beta 1 makes the preference loss move by tenths within four steps

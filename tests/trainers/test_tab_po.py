@@ -10,25 +10,13 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from tests.conftest import preferences
+from tests.conftest import SHORT_RUN, preferences
 from tokencredit.data.loading import load_split
 from tokencredit.errors import InputError
 from tokencredit.losses import tab_po_loss
 from tokencredit.trainers.tab_po import TABPOConfig, TABPOTrainer
 
-COMMON: dict[str, Any] = {
-    "max_steps": 3,
-    "per_device_train_batch_size": 8,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "use_cpu": True,
-    "bf16": False,
-    "beta": 0.5,
-    "disable_tqdm": True,
-}
+COMMON: dict[str, Any] = SHORT_RUN | {"max_steps": 3, "use_cpu": True, "bf16": False, "beta": 0.5, "disable_tqdm": True}
 WEIGHTS = {"json": {"[].code": 1.1, "[].subcode": 1.2, "[].span": 1.1}, "differing": 1.2}
 
 
