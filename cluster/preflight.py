@@ -19,8 +19,8 @@ from tokencredit.trainers.checkpoints import MANIFEST, SAVED_LAST, is_finished, 
 from tokencredit.trainers.task_metric import answer_text
 
 RECIPE_FILE = "recipe.yaml"
-# What a run writes before its first step; a folder with nothing else in it counts as unused.
 LOCK = ".lock"
+# What a run writes before its first step; a folder with nothing else in it counts as unused.
 _PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp", LOCK}
 # A run goes on only with what it began with.
 _FIXED = ("trainer", "model_name_or_path", "init", "peft", "use_peft")
