@@ -61,7 +61,7 @@ def test_dry_run_writes_nothing_and_prints_a_recipe(
     name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = [] if name == "sft/addresses" else [f"model_name_or_path={tiny_model}"]
+    model = [] if name.startswith("sft/") else [f"model_name_or_path={tiny_model}"]
     shown = output("train", name, "--dry-run", "seed=7", *model)
     assert list(tmp_path.iterdir()) == []
     resolved = yaml.safe_load(shown)
