@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tokencredit.cluster.processes import die_with_parent
+from tokencredit.cluster.processes import die_with_parent, leave
 from tokencredit.cluster.quiet import quieten
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import build_trainer
@@ -54,7 +54,8 @@ def main() -> None:
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(INPUT_ERROR)
+        leave(INPUT_ERROR)
+    leave(0)
 
 
 if __name__ == "__main__":
