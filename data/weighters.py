@@ -10,10 +10,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 from tokencredit.data.alignment import differing_tokens
+from tokencredit.data.functions import load_function
 from tokencredit.data.json_values import json_values as parse_json
 from tokencredit.data.json_values import select
 from tokencredit.data.spans import Offsets, Span, chars_to_tokens, spread
@@ -27,16 +27,29 @@ TAB_PO_WEIGHTS: Mapping[str, Any] = {"json": {"[].code": 1.1, "[].subcode": 1.2,
 
 
 class Alarms:
-    """Counts by name what a run can live with but somebody should hear of; each name is logged once."""
+    """Counts by name what a run can live with but somebody should hear of; each name is logged once.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: Collect for `drain` instead of logging.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.counts: Counter[str] = Counter()
+        self.details: dict[str, str] = {}
 
     def sound(self, name: str, detail: str) -> None:
         """Count an alarm, and log it with its detail if it is the first of its name."""
         self.counts[name] += 1
-        if self.counts[name] == 1:
+        self.details.setdefault(name, detail)
+        if self.counts[name] == 1 and not self.quiet:
             logging.getLogger("tokencredit").warning("%s: %s (logged once)", name, detail)
+
+    def drain(self) -> dict[str, str]:
+        """What sounded since the last call, name → first detail."""
+        found, self.details = self.details, {}
+        self.counts.clear()
+        return found
 
 
 ALARMS = Alarms()
@@ -144,13 +157,7 @@ def function(dotted: str) -> Weighter:
         InputError: There is no such function; or, when called, what it returns is not one finite number ≥ 0 per token.
     """
     where, remedy = f"token_weights.function {dotted}", "return one finite number >= 0 per token"
-    module, _, name = str(dotted).partition(":")
-    try:
-        user_function: Any = getattr(import_module(module), name)
-        if not callable(user_function):
-            raise TypeError("not a function")
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(where, f"cannot be imported ({error})", "write module:function") from error
+    user_function = load_function(dotted, "token_weights.function")
 
     def weigh(example: Example, text: str, offsets: Offsets) -> list[float]:
         returned = user_function(example, text, offsets)

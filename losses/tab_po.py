@@ -61,11 +61,12 @@ def tab_po_loss(
         barrier_scope: `"all"` gates every chosen token, `"weighted"` only those with w_t > 1 [O].
 
     Returns:
-        The loss, float32 `[B]`, and detached float32 metrics `[B]`: `pref_loss`, `barrier_loss` (without λ),
-        `gated_fraction` (Σ g / N on the chosen response), `barrier_to_preference` (λ Σ |g ∂L_barrier/∂ℓ| over
-        Σ |g ∂L_pref/∂ℓ|, both over the chosen response; 0 where nothing is gated), `rewards/chosen` and
-        `rewards/rejected` (β [s − s_ref]), `rewards/margins` (β Δ), `rewards/accuracies` (1 where the margin is
-        positive, else 0), `logps/chosen` and `logps/rejected` (Σ_t m_t ℓ_t, without weights).
+        The loss, float32 `[B]`, and detached float32 metrics: per pair `[B]` `pref_loss`, `barrier_loss` (without λ),
+        `gated_fraction` (Σ g / N on the chosen response), `rewards/chosen` and `rewards/rejected` (β [s − s_ref]),
+        `rewards/margins` (β Δ), `rewards/accuracies` (1 where the margin is positive, else 0), `logps/chosen` and
+        `logps/rejected` (Σ_t m_t ℓ_t, without weights); and over the chosen response's tokens `[B, T_w]` `gated` (g_t),
+        `barrier_gradient` (λ |∂L_barrier/∂ℓ_t|) and `preference_gradient` (g_t |∂L_pref/∂ℓ_t|), whose sums give the
+        barrier-to-preference ratio.
 
     Raises:
         ValueError: If the shapes disagree; a response has no token or no weight, naming the rows; τ is outside (0, 1];
@@ -117,15 +118,16 @@ def tab_po_loss(
     gated = zero_padding(w_chosen, gate)
     barrier_loss = -(gated * zero_padding(chosen_logps, chosen_mask)).sum(-1) / gated.sum(-1).clamp(min=1)
 
+    slope = beta * torch.sigmoid(rejected_rewards - chosen_rewards).detach()
     logps = masked_sum(chosen_logps, chosen_mask), masked_sum(rejected_logps, rejected_mask)
     metrics = pair_metrics(chosen_rewards, rejected_rewards, *logps)
     metrics |= {
         "pref_loss": pref_loss.detach(),
         "barrier_loss": barrier_loss.detach(),
         "gated_fraction": masked_mean(gate, chosen_mask),
-        "barrier_to_preference": _gradient_ratio(
-            metrics["rewards/margins"], gated.detach().sum(-1), n_chosen, beta=beta, lam=lam
-        ),
+        "gated": gate.float(),
+        "barrier_gradient": lam * gated.detach() / gated.detach().sum(-1, keepdim=True).clamp(min=1),
+        "preference_gradient": gate * slope[:, None] * w_chosen.detach() / n_chosen[:, None],
     }
     return pref_loss + lam * barrier_loss, metrics
 
@@ -138,14 +140,3 @@ def _mean_one(weights: Tensor, mask: Tensor, side: str) -> Tensor:
         rows = (~usable).nonzero().flatten().tolist()
         raise ValueError(f"{side}_weights have no positive, finite sum over the tokens of rows {rows}")
     return zero_padding(weights, mask) / mean[:, None]
-
-
-def _gradient_ratio(margins: Tensor, gated_weight: Tensor, n: Tensor, *, beta: float, lam: float) -> Tensor:
-    """λ Σ|∂L_barrier/∂ℓ| / Σ|∂L_pref/∂ℓ| over the gated tokens, `[B]` [D].
-
-    With W = Σ g w̃, |∂L_barrier/∂ℓ_t| = w̃_t / max(1, W) and |∂L_pref/∂ℓ_t| = β σ(−β Δ) w̃_t / n, where n is N in
-    `weighted` and 1 in `sum`: the ratio is λ n / (β σ(−β Δ) max(1, W)).
-    """
-    # σ(−β Δ) of a margin far above 80 is 0 in float32, and λ = 0 over it would be NaN.
-    slope = (beta * torch.sigmoid(-margins)).clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.where(gated_weight > 0, lam * n / (slope * gated_weight.clamp(min=1)), 0.0)

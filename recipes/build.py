@@ -4,10 +4,11 @@ import os
 import sys
 import traceback
 from dataclasses import fields
-from importlib import import_module, metadata
+from importlib import metadata
 from itertools import islice
 from typing import Any
 
+from tokencredit.data.functions import load_function
 from tokencredit.data.metrics import json_records
 from tokencredit.errors import InputError
 from tokencredit.recipes.data import RecipeData
@@ -146,17 +147,10 @@ def metric_function(name: str) -> Metric:
     """A built-in task metric, or the function that `module:function` names."""
     if name in TASK_METRICS:
         return TASK_METRICS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = ", ".join(TASK_METRICS)
         raise InputError("task_metric", f"unknown metric {name!r}", f"give {known} or module:function")
-    try:
-        function: Metric = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            "task_metric", f"{name!r} cannot be imported ({error})", "give an importable function"
-        ) from None
-    return function
+    return load_function(name, "task_metric")
 
 
 def _task_metric(recipe: Recipe, evaluation: Any, trainer: Any) -> TaskMetricCallback:

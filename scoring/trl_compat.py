@@ -8,26 +8,47 @@ by that name when TRL changes under it:
 - `trl.trainer.utils.FusedCausalLMOutput`: what that forward returns; the fields in `OUTPUTS` are read;
 - `trl.trainer.dpo_trainer.DataCollatorForPreference`: pads `[chosen, rejected]` batches; per-token columns are padded
   like its `completion_mask`;
+- `trl.trainer.sft_trainer.DataCollatorForLanguageModeling`: pads batches on the right;
+- that `trl.DPOTrainer` and `trl.SFTTrainer` hand keys of the batch which they do not know on to the model, and take
+  their losses from `log_probs`;
+- of `trl.SFTTrainer`, overridden: `_prepare_dataset`, `_set_signature_columns_if_needed`;
 - `trl.trainer.utils.use_adapter` and `trl.models.utils.disable_gradient_checkpointing`: contexts of a reference pass;
-- of `trl.DPOTrainer`, overridden: `_prepare_dataset`, `_set_signature_columns_if_needed`, `_compute_loss`; read:
-  `_metrics`, `_total_train_tokens`, `_tokenizer`, `_tp_size`, `aux_loss_enabled`, `router_aux_loss_coef`.
+- `trl.models.prepare_deepspeed`: an engine for the reference pass before training;
+- of `trl.DPOTrainer`, overridden: `_prepare_dataset`, `_set_signature_columns_if_needed`, `_compute_loss`,
+  `_precompute_ref_logps`; read: `_metrics`, `_total_train_tokens`, `_tokenizer`, `_tp_size`, `_precompute_engine`,
+  `aux_loss_enabled`, `router_aux_loss_coef`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
+import torch
 from accelerate.utils import extract_model_from_parallel, get_mixed_precision_context_manager
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from trl.models import prepare_deepspeed
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from tokencredit.errors import InputError
+from tokencredit.losses.ops import masked_sum
 
-__all__ = ["OUTPUTS", "DataCollatorForPreference", "disable_gradient_checkpointing", "fused_lm_head", "use_adapter"]
+__all__ = [
+    "OUTPUTS",
+    "DataCollatorForLanguageModeling",
+    "DataCollatorForPreference",
+    "disable_gradient_checkpointing",
+    "fused_lm_head",
+    "prepare_deepspeed",
+    "use_adapter",
+    "weigh_log_probs",
+]
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -77,3 +98,33 @@ def fused_lm_head(
             del base.forward
         else:
             base.forward = found
+
+
+def weigh_log_probs(model: nn.Module) -> None:
+    """Let a fused head take `token_weights` `[B, T]`, aligned with `input_ids`, and multiply `log_probs` by them.
+
+    ℓ_t → w̃_t ℓ_t,   w̃_t = w_t N / Σ_t w_t over the N tokens with a label: mean one per row
+
+    Put on a trainer's model after TRL's head. The trainer's loss follows, whichever it is.
+
+    Args:
+        model: A causal language model whose forward takes `fused_lm_head=True`, plain or wrapped.
+    """
+    base: Any = extract_model_from_parallel(model, keep_torch_compile=False)
+    base = base.get_base_model() if isinstance(base, PeftModel) else base
+    inner: Callable[..., Any] = base.forward
+
+    @wraps(inner)
+    def forward(*args: Any, token_weights: Tensor | None = None, **kwargs: Any) -> Any:
+        outputs = inner(*args, **kwargs)
+        if token_weights is None or not kwargs.get("fused_lm_head"):
+            return outputs
+        weights, mask = token_weights[:, 1:], kwargs["labels"][:, -token_weights.size(1) :][:, 1:] != -100
+        mean = masked_sum(weights, mask) / mask.sum(-1).clamp(min=1)
+        weights = weights / mean.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        # Prompt-learning PEFT puts virtual tokens in front; they carry no label.
+        virtual = outputs.log_probs.size(1) - weights.size(1)
+        outputs.log_probs = outputs.log_probs * nn.functional.pad(weights, (virtual, 0), value=1.0)
+        return outputs
+
+    base.forward = forward

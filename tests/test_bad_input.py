@@ -228,7 +228,7 @@ CASES = {
         ["task_metric", "'rouge'", "json_records"], {"task_metric": "rouge", "eval_strategy": "epoch"}
     ),
     "task metric not importable": Case(
-        ["task_metric", "'nowhere:score'", "importable"], {"task_metric": "nowhere:score", "eval_strategy": "epoch"}
+        ["task_metric", "'nowhere:score'", "imported"], {"task_metric": "nowhere:score", "eval_strategy": "epoch"}
     ),
     "task metric that fails": Case(["task_metric", "broken_metric:score", "KeyError('oops')"], prepare=failing_metric),
     "task metric without evaluation": Case(

@@ -43,8 +43,8 @@ _PAIRS = (frozenset({"chosen", "rejected"}),)
 
 METHODS: dict[str, Method] = {
     "sft": Method(
-        trainer="trl:SFTTrainer",
-        config="trl:SFTConfig",
+        trainer="tokencredit.trainers.weighted:WeightedSFTTrainer",
+        config="tokencredit.trainers.weighted:WeightedSFTConfig",
         columns=(
             frozenset({"prompt", "completion"}),
             frozenset({"messages"}),
@@ -54,8 +54,8 @@ METHODS: dict[str, Method] = {
         reference="completion",
     ),
     "dpo": Method(
-        trainer="trl:DPOTrainer",
-        config="trl:DPOConfig",
+        trainer="tokencredit.trainers.weighted:WeightedDPOTrainer",
+        config="tokencredit.trainers.weighted:WeightedDPOConfig",
         columns=_PAIRS,
         reference="chosen",
         choices={
@@ -77,6 +77,12 @@ METHODS: dict[str, Method] = {
                 "sigmoid_norm",
             )
         },
+    ),
+    "preference": Method(
+        trainer="tokencredit.trainers.preference:PreferenceTrainer",
+        config="tokencredit.trainers.preference:PreferenceConfig",
+        columns=_PAIRS,
+        reference="chosen",
     ),
     "tab_po": Method(
         trainer="tokencredit.trainers.tab_po:TABPOTrainer",

@@ -1,66 +1,121 @@
-"""Preference pairs with one number per token: from the data row to the padded batch."""
+"""Preference pairs with numbers per token: the padded batch, and the trainer whose batches they are."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.compute
 import torch
+from datasets import Dataset
+from trl import DPOTrainer
 
-from tokencredit.data.responses import response_offsets
-from tokencredit.data.weighters import Weighter
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import DataCollatorForPreference
+from tokencredit.trainers.annotate import CLASSES, REFERENCE, SCAFFOLD, WEIGHTS, annotate_pairs, truncation
 
-WEIGHT_COLUMNS = ("chosen_weights", "rejected_weights")
+OTHER = "other"
+MOST_CLASSES = 12
 
 
-def add_pair_weights(row: dict[str, Any], index: int, *, tokenizer: Any, weighter: Weighter) -> dict[str, list[float]]:
-    """Raw weights of both responses of a row that TRL has tokenised.
+def class_names(datasets: Sequence[Any]) -> list[str]:
+    """The token classes of annotated datasets, the scaffold first, then the most frequent; the rest count as `other`.
 
-    Args:
-        row: With `prompt`, `chosen`, `rejected` and their `*_ids`.
-        index: Its place in the data, for messages.
-        tokenizer: The one that made the ids.
-        weighter: See `tokencredit.data.weighters`.
-
-    Returns:
-        `chosen_weights` and `rejected_weights`, one per response token.
-
-    Raises:
-        InputError: When the responses are the same, or the weighter or the tokenizer cannot do it.
+    Empty where no dataset has classes, or everything is scaffold.
     """
-    if row["chosen_ids"] == row["rejected_ids"]:
-        raise InputError("dataset_name", f"chosen and rejected of row {index} are the same", "drop the row")
-    weights = {}
-    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        ids = row[f"{side}_ids"]
-        text, offsets = response_offsets(tokenizer, row["prompt"], row[side], row["prompt_ids"], ids)
-        example = row | {"side": side, "index": index, "response_ids": ids, "other_ids": row[f"{other}_ids"]}
-        weights[f"{side}_weights"] = list(weighter(example, text, offsets))
-    return weights
+    counts: dict[str, int] = {}
+    for dataset in datasets:
+        for column in CLASSES:
+            if isinstance(dataset, Dataset) and column in dataset.column_names:
+                values = dataset.with_format("arrow")[:][column].combine_chunks().flatten()
+                for item in pyarrow.compute.value_counts(values):
+                    counts[item["values"].as_py()] = counts.get(item["values"].as_py(), 0) + item["counts"].as_py()
+    named = sorted(counts.keys() - {SCAFFOLD}, key=lambda name: (-counts[name], name))
+    if not named:
+        return []
+    rest = [OTHER] if len(named) > MOST_CLASSES else []
+    return [SCAFFOLD, *named[:MOST_CLASSES], *rest]
 
 
 @dataclass
-class WeightedPairCollator(DataCollatorForPreference):
-    """TRL's pair collator, and `token_weights` `[2B, T]` beside it.
+class TokenPairCollator(DataCollatorForPreference):
+    """TRL's pair collator, and what the rows hold per response token beside it, `[2B, T]`.
 
-    Rows are `[chosen, rejected]` as in `input_ids`, cut where the ids are cut. Prompt and padding weigh 1; the
-    completion mask decides what counts.
+    Rows are `[chosen, rejected]` as in `input_ids`, cut where the ids are cut: `token_weights` (1 on prompt and
+    padding; the completion mask decides what counts), `token_classes` (indices into `classes`, −1 elsewhere) and
+    `ref_logps` (ℓ^ref at the token it belongs to, 0 elsewhere), each where the rows have it.
+
+    Args:
+        classes: Names of the token classes, in the order of their indices.
     """
+
+    classes: list[str] = field(default_factory=list)
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad a batch."""
         batch: dict[str, Any] = super().torch_call(examples)
-        if WEIGHT_COLUMNS[0] not in examples[0]:
-            return batch
-        kept = (
-            slice(None, self.max_length)
-            if self.truncation_mode == "keep_start"
-            else slice(-(self.max_length or 0), None)
-        )
-        weights = torch.ones(batch["input_ids"].shape)
-        rows = [(example, column) for column in WEIGHT_COLUMNS for example in examples]
-        for place, (example, column) in enumerate(rows):
-            values = ([1.0] * len(example["prompt_ids"]) + example[column])[kept]
-            weights[place, : len(values)] = torch.tensor(values)
-        batch["token_weights"] = weights
+        shape = batch["input_ids"].shape
+        if WEIGHTS[0] in examples[0]:
+            batch["token_weights"] = self._align(examples, WEIGHTS, torch.ones(shape))
+        if REFERENCE[0] in examples[0]:
+            batch["ref_logps"] = self._align(examples, REFERENCE, torch.zeros(shape))
+        if self.classes and CLASSES[0] in examples[0]:
+            number = {name: place for place, name in enumerate(self.classes)}
+            rest = number.get(OTHER, 0)
+            numbered = [
+                {"prompt_ids": example["prompt_ids"]}
+                | {column: [number.get(name, rest) for name in example[column]] for column in CLASSES}
+                for example in examples
+            ]
+            batch["token_classes"] = self._align(numbered, CLASSES, torch.full(shape, -1))
         return batch
+
+    def _align(self, examples: list[dict[str, Any]], columns: tuple[str, ...], filled: torch.Tensor) -> torch.Tensor:
+        kept = truncation(self.max_length, self.truncation_mode)
+        rows = [(example, column) for column in columns for example in examples]
+        fill = filled[0, 0].item()
+        for place, (example, column) in enumerate(rows):
+            values = ([fill] * len(example["prompt_ids"]) + list(example[column]))[kept]
+            filled[place, : len(values)] = torch.tensor(values, dtype=filled.dtype)
+        return filled
+
+
+class TokenPairTrainer(DPOTrainer):
+    """TRL's DPO trainer on batches that carry numbers per token; its configuration has `token_weights`."""
+
+    _has_classes = True
+    """Whether batches carry token classes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._use_token_collator()
+
+    def _use_token_collator(self) -> None:
+        given: Any = self.data_collator
+        if isinstance(given, TokenPairCollator):
+            return
+        if type(given) is not DataCollatorForPreference:
+            problem = f"{type(given).__name__} makes no batches with numbers per token"
+            raise InputError("data_collator", problem, "leave it out; images are not supported")
+        sets: list[Any] = [self.train_dataset]
+        sets += self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        self.data_collator = TokenPairCollator(
+            pad_token_id=given.pad_token_id,
+            max_length=given.max_length,
+            truncation_mode=given.truncation_mode,
+            pad_to_multiple_of=given.pad_to_multiple_of,
+            classes=class_names(sets) if self._has_classes else [],
+        )
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            problem = f"{args.max_length} leaves no response token in any row of the {dataset_name} data"
+            raise InputError("max_length", problem, "raise it above the length of the prompts")
+        kept = truncation(args.max_length, args.truncation_mode)
+        keywords = {"kept": kept, "classes": self._has_classes, "num_proc": args.dataset_num_proc}
+        return annotate_pairs(dataset, self._tokenizer, args.token_weights, **keywords)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+        columns: Any = self._signature_columns
+        self._signature_columns: Any = [*dict.fromkeys([*columns, *WEIGHTS, *CLASSES, *REFERENCE])]

@@ -118,8 +118,8 @@ def test_truncation_keeps_weights_with_their_tokens(mode: str, address_batch: tu
         ({"form": "sum", "token_weights": WEIGHTS}, "token_weights: the sum form has no token weights"),
         ({"barrier_scope": "weighted"}, "barrier_scope: 'weighted' without token weights"),
         ({"tau": 1.5}, "tau: 1.5 is no probability"),
-        ({"loss_type": ["ipo"]}, r"loss_type: \['ipo'\] has no effect in TAB-PO"),
-        ({"precompute_ref_log_probs": True}, "precompute_ref_log_probs: True has no effect"),
+        ({"loss_type": ["ipo"]}, r"loss_type: \['ipo'\] has no effect with this loss"),
+        ({"use_weighting": True}, "use_weighting: True has no effect"),
     ],
 )
 def test_settings_without_meaning_are_refused(keys: dict[str, Any], message: str, tmp_path: Path) -> None:

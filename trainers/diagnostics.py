@@ -1,0 +1,186 @@
+"""What is logged of the tokens of preference pairs: sums per token class, and samples that can be read later."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokencredit.trainers.callbacks import write_whole
+
+SAMPLES = "token_samples"
+
+RATIOS: Mapping[str, tuple[str, str]] = {
+    "logps_change": ("change", "chosen_tokens"),
+    "logps_fell": ("fell", "chosen_tokens"),
+}
+"""Metric → the two sums it is the ratio of."""
+
+HEAD_RATIOS: Mapping[str, tuple[str, str]] = {
+    "entropy": ("entropy", "tokens"),
+    "logits/chosen": ("logits/chosen", "chosen_tokens"),
+    "logits/rejected": ("logits/rejected", "rejected_tokens"),
+    "mean_token_accuracy": ("mean_token_accuracy", "chosen_tokens"),
+}
+"""What TRL's DPO logs from its output head."""
+
+
+@dataclass
+class PairTokens:
+    """The tokens of a batch of pairs, `[2B, T]`, chosen responses first; detached.
+
+    Args:
+        mask: 1 on response tokens.
+        logps: ℓ_t under the policy.
+        ref_logps: ℓ_t^ref, where the loss asks for it.
+        gradient: ∂L/∂ℓ_t of the sum of the losses; None where no gradient is computed.
+        chosen: What the loss returns per token of the chosen response, `[B, T]`.
+        classes: Index of each token's class, −1 outside the responses; None without classes.
+        names: Of the classes.
+    """
+
+    mask: Tensor
+    logps: Tensor
+    ref_logps: Tensor | None
+    gradient: Tensor | None
+    chosen: Mapping[str, Tensor]
+    classes: Tensor | None
+    names: list[str]
+
+    def values(self) -> dict[str, Tensor]:
+        """What is summed, `[2B, T]`, 0 where it does not count."""
+        mask = self.mask.float()
+        chosen_side = torch.ones_like(mask)
+        chosen_side[len(mask) // 2 :] = 0
+        on_chosen = mask * chosen_side
+        found = {"tokens": mask, "chosen_tokens": on_chosen}
+        if self.gradient is not None:
+            found["gradient"] = self.gradient.abs() * mask
+        if self.ref_logps is not None:
+            change = (self.logps - self.ref_logps) * mask
+            found |= {"change": change * on_chosen, "fell": (change < 0) * on_chosen}
+            found["margin"] = change * (2 * chosen_side - 1)
+        for name, per_token in self.chosen.items():
+            found[name] = torch.cat([per_token.float() * mask[: len(per_token)], torch.zeros_like(per_token.float())])
+        return found
+
+    def sums(self) -> dict[tuple[str, str], Tensor]:
+        """(quantity, class) → its sum over each pair, `[B]`; the class "" is all tokens."""
+        found: dict[tuple[str, str], Tensor] = {}
+        for name, values in self.values().items():
+            found[name, ""] = _per_pair(values.sum(-1))
+            for number, label in enumerate(self.names if self.classes is not None else ()):
+                found[name, label] = _per_pair((values * (self.classes == number)).sum(-1))
+        return found
+
+    def rows(self, pairs: int) -> list[tuple[int, str, dict[str, list[Any]]]]:
+        """(pair, side, columns over its response tokens) of the first pairs."""
+        columns = {"logps": self.logps, "ref_logps": self.ref_logps, "gradient": self.gradient}
+        half = len(self.mask) // 2
+        found = []
+        for pair in range(min(pairs, half)):
+            for side, row in (("chosen", pair), ("rejected", pair + half)):
+                inside = self.mask[row].bool()
+                numbers = {name: values[row][inside].tolist() for name, values in columns.items() if values is not None}
+                if self.classes is not None:
+                    numbers["classes"] = [self.names[number] for number in self.classes[row][inside].tolist()]
+                if side == "chosen":
+                    numbers |= {name: values[row][inside].tolist() for name, values in self.chosen.items()}
+                found.append((pair, side, numbers))
+        return found
+
+
+def _per_pair(rows: Tensor) -> Tensor:
+    chosen, rejected = rows.chunk(2)
+    return chosen + rejected
+
+
+def head_sums(outputs: Any, mask: Tensor, attention_mask: Tensor) -> dict[tuple[str, str], Tensor]:
+    """Sums over each pair, `[B]`, behind the metrics that TRL's DPO logs from its output head; all tokens last."""
+    inside = mask.float()
+    entropy, logits, top1 = (
+        (getattr(outputs, name)[:, -mask.size(1) :].detach().float() * inside).sum(-1)
+        for name in ("entropy", "mean_logits", "is_top1")
+    )
+    found = {
+        "entropy": _per_pair(entropy),
+        "logits/chosen": logits.chunk(2)[0],
+        "logits/rejected": logits.chunk(2)[1],
+        "mean_token_accuracy": top1.chunk(2)[0],
+        "rejected_tokens": inside.sum(-1).chunk(2)[1],
+        "sequence_tokens": _per_pair(attention_mask.sum(-1)),
+    }
+    return {(name, ""): value for name, value in found.items()}
+
+
+class TokenMetrics:
+    """Metrics that are ratios of sums over the tokens since the last log: no batch counts more than its tokens.
+
+    `<name>` is over all response tokens and `<name>/<class>` over those of a class; a ratio whose denominator is 0 is
+    left out. Besides the table and what the loss returns per chosen token (as its mean): `gradient_mass/<class>`, the
+    class's share of Σ |∂L/∂ℓ_t|; `token_share/<class>`, its share of the tokens; `margins/<class>`, what its tokens add
+    to Σ (ℓ − ℓ^ref) of chosen minus rejected, nats per pair.
+
+    Args:
+        table: Metric → the two sums it is the ratio of.
+    """
+
+    def __init__(self, table: Mapping[str, tuple[str, str]]) -> None:
+        self.table = {**HEAD_RATIOS, **table}
+        self.sums: dict[str, Counter[tuple[str, str]]] = {"train": Counter(), "eval": Counter()}
+        self.pairs: Counter[str] = Counter()
+
+    def add(self, mode: str, sums: Mapping[tuple[str, str], float], pairs: int, per_token: Iterable[str]) -> None:
+        """Add the sums of a batch of so many pairs; `per_token` names those that the loss returned."""
+        for key, value in sums.items():
+            self.sums[mode][key] += value  # type: ignore[assignment]
+        self.pairs[mode] += pairs
+        used = {name for pair in self.table.values() for name in pair}
+        self.table |= {name: (name, "chosen_tokens") for name in per_token if name not in used}
+
+    def drain(self, mode: str) -> dict[str, float]:
+        """The metrics since the last call."""
+        sums, pairs = self.sums[mode], self.pairs[mode]
+        self.sums[mode], self.pairs[mode] = Counter(), 0
+        found: dict[str, float] = {}
+        for label in dict.fromkeys(label for _, label in sums):
+            ending = f"/{label}" if label else ""
+            ratios = {
+                name: (sums.get((above, label)), sums[below, label]) for name, (above, below) in self.table.items()
+            }
+            if label:
+                ratios["gradient_mass"] = sums.get(("gradient", label)), sums["gradient", ""]
+                ratios["token_share"] = sums.get(("tokens", label)), sums["tokens", ""]
+                ratios["margins"] = sums.get(("margin", label)), pairs
+            found |= {name + ending: a / b for name, (a, b) in ratios.items() if a is not None and b}
+        return found
+
+
+def write_samples(
+    run: Path, step: int, tokens: PairTokens, ids: Tensor, weights: Tensor | None, tokenizer: Any, pairs: int
+) -> None:
+    """Write `token_samples/step-<n>.jsonl`: a line per response, readable without the model.
+
+    Each line has `step`, `pair`, `side`, `prompt` (text), and lists over the response tokens: `tokens` (text), `ids`,
+    `weights` (raw, where set), `logps`, `ref_logps`, `gradient`, `classes`, and what the loss returned per chosen
+    token.
+    """
+    lines = []
+    for pair, side, numbers in tokens.rows(pairs):
+        row = pair if side == "chosen" else pair + len(ids) // 2
+        inside = tokens.mask[row].bool()
+        response = ids[row, 1:][inside].tolist()
+        # What stands before the first response token; padding is on the right.
+        prompt = ids[row, : int(inside.int().argmax()) + 1].tolist()
+        line: dict[str, Any] = {"step": step, "pair": pair, "side": side, "prompt": tokenizer.decode(prompt)}
+        line |= {"tokens": [tokenizer.decode([token]) for token in response], "ids": response}
+        if weights is not None:
+            line["weights"] = weights[row, 1:][inside].tolist()
+        lines.append(json.dumps(line | numbers, ensure_ascii=False))
+    folder = run / SAMPLES
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"step-{step:08d}.jsonl", "".join(line + "\n" for line in lines))

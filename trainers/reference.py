@@ -1,0 +1,122 @@
+"""Per-token log-probabilities of the reference, computed once and kept between runs."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset, concatenate_datasets
+from datasets import config as datasets_config
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from tokencredit.trainers.annotate import REFERENCE, SIDES, truncation
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def with_reference_logps(
+    dataset: Dataset,
+    model: Any,
+    score: Callable[[dict[str, Any]], torch.Tensor],
+    *,
+    accelerator: Accelerator,
+    collator: Any,
+    batch_size: int,
+    name: str,
+) -> Dataset:
+    """Add `ref_chosen_token_logps` and `ref_rejected_token_logps`, one per response token.
+
+    The file is named by a hash of the token ids (which stand for data and tokenizer), the truncation and the
+    reference's weights. Tokens that truncation removes are 0; they never reach the loss.
+
+    Args:
+        dataset: Pairs with their ids.
+        model: The reference, or the policy whose adapters are left out.
+        score: A padded batch → ℓ^ref `[2b, T − 1]`, 0 outside the responses.
+        accelerator: Spreads the batches over the processes, which all run the same number of forwards.
+        collator: TRL's pair collator.
+        batch_size: Pairs per forward and process.
+        name: Of the data, for the progress bar.
+    """
+    kept = truncation(collator.max_length, collator.truncation_mode)
+    path = _cache_file(dataset, model, kept)
+    # A node with a disk of its own may lack the file that another has.
+    if not all(gather_object([path.is_file()])):
+        columns = _compute(dataset, score, kept, accelerator, collator, batch_size, name)
+        if accelerator.is_local_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            pq.write_table(pa.table(columns), temporary)
+            os.replace(temporary, path)
+        accelerator.wait_for_everyone()
+    return concatenate_datasets([dataset, Dataset(pq.read_table(path))], axis=1)
+
+
+def _compute(
+    dataset: Dataset,
+    score: Callable[[dict[str, Any]], torch.Tensor],
+    kept: slice,
+    accelerator: Accelerator,
+    collator: Any,
+    batch_size: int,
+    name: str,
+) -> dict[str, pa.Array]:
+    loader: Any = DataLoader(dataset.select_columns([*IDS]), batch_size=batch_size, collate_fn=collator)  # type: ignore[arg-type]
+    found: dict[str, list[np.ndarray[Any, Any]]] = {side: [] for side in SIDES}
+    quiet = bool(os.environ.get("TQDM_DISABLE")) or not accelerator.is_main_process
+    for batch in tqdm(accelerator.prepare(loader), desc=f"Reference log-probs of the {name} data", disable=quiet):
+        width = accelerator.pad_across_processes(score(batch).float(), dim=1)
+        pairs = torch.stack(width.chunk(2), dim=1)  # a row per pair, so that what fills up the last batch is dropped
+        for logps in accelerator.gather_for_metrics(pairs).cpu().numpy():
+            for side, values in zip(SIDES, logps, strict=True):
+                found[side].append(values)
+    return {
+        column: pa.array(_response_parts(dataset, side, found[side], kept), type=pa.list_(pa.float32()))
+        for column, side in zip(REFERENCE, SIDES, strict=True)
+    }
+
+
+def _response_parts(
+    dataset: Dataset, side: str, rows: list[np.ndarray[Any, Any]], kept: slice
+) -> Iterator[np.ndarray[Any, Any]]:
+    for prompt, response, values in zip(dataset["prompt_ids"], dataset[f"{side}_ids"], rows, strict=True):
+        whole = np.zeros(len(prompt) + len(response), dtype=np.float32)
+        inside = whole[kept]  # a view: what is written here stands in `whole`
+        inside[1:] = values[: len(inside) - 1]
+        yield whole[len(prompt) :]
+
+
+def _cache_file(dataset: Dataset, model: Any, kept: slice) -> Path:
+    digest = hashlib.sha256(str(kept).encode())
+    for batch in dataset.select_columns([*IDS]).with_format("numpy").iter(batch_size=1000):
+        for column in IDS:
+            for ids in batch[column]:
+                digest.update(np.asarray(ids, dtype=np.int64).tobytes() + b"|")
+    # Under ZeRO-3 and FSDP every process has other shards.
+    for shard in sorted(set(gather_object([weights_hash(model)]))):
+        digest.update(shard.encode())
+    return Path(datasets_config.HF_DATASETS_CACHE) / "tokencredit" / f"reference-{digest.hexdigest()[:32]}.parquet"
+
+
+def weights_hash(model: Any) -> str:
+    """Hash of what the reference computes with: of a PEFT policy without a `ref` adapter the frozen weights only."""
+    base = getattr(model, "module", model)
+    adapter_off = is_peft_model(base) and "ref" not in base.peft_config
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base.named_parameters()):
+        if adapter_off and parameter.requires_grad:
+            continue
+        tensor = getattr(parameter, "ds_tensor", parameter).detach()
+        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
