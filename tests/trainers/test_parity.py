@@ -1,0 +1,135 @@
+"""Without barrier and weights TAB-PO is TRL's DPO: every loss and every gradient, however the model is trained.
+
+Tolerance 1e-6 absolute: gradients are of order 0.01 to 1 and float32 sums are taken in another order. The second step
+starts from parameters that the first has moved, so that the policy differs from the reference.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import answers
+from tests.trainers.two_steps import OURS, STOCK, run
+from tokencredit.recipes.init_model import write_initial_model
+from tokencredit.recipes.schema import Init
+
+TOLERANCE = 1e-6
+FORMS = {"sum": "sigmoid", "weighted": "sigmoid_norm"}
+REPOSITORY = Path(__file__).parents[2]
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference that is not the policy's start."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    sizes = {name: config[name] for name in ("hidden_size", "intermediate_size", "max_position_embeddings")}
+    sizes |= {name: config[name] for name in ("num_hidden_layers", "num_attention_heads")}
+    folder = tmp_path_factory.mktemp("other") / "model"
+    write_initial_model(Init(model_type="llama", config=sizes), answers(64), folder, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_model: Path, other_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """TRL's own run, once per kind: `stock(form, lora=…, reference=…)`."""
+    known: dict[tuple[str, bool, bool], Tensors] = {}
+
+    def find(form: str, lora: bool = False, reference: bool = False) -> Tensors:
+        key = form, lora, reference
+        if key not in known:
+            options = {"lora": lora, "reference": str(other_model) if reference else None}
+            output = str(tmp_path_factory.mktemp("stock"))
+            known[key] = run(str(tiny_model), output, STOCK, {"loss_type": [FORMS[form]]}, **options).found
+            check_moved(known[key])
+        return known[key]
+
+    return find
+
+
+def check_moved(found: Tensors) -> None:
+    first, second = found["losses"].tolist()
+    assert abs(first - second) > 1e-3, "the model must move, or equal runs prove nothing"
+
+
+def compare(ours: Tensors, theirs: Tensors) -> None:
+    names = [name for name in theirs if name != "sharded"]
+    assert len(names) > 10
+    assert {name for name in ours if name != "sharded"} == set(names)
+    for name in names:
+        torch.testing.assert_close(ours[name], theirs[name], atol=TOLERANCE, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": ({}, {}),
+    "lora": ({}, {"lora": True}),
+    "separate reference": ({}, {"reference": True}),
+    "precomputed": ({"precompute_ref_log_probs": True}, {}),
+    "precomputed, separate reference": ({"precompute_ref_log_probs": True}, {"reference": True}),
+    "precomputed, lora": ({"precompute_ref_log_probs": True}, {"lora": True}),
+    "accumulation": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, {}),
+    "gradient checkpointing": ({"gradient_checkpointing": True}, {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process(form: str, kind: str, stock: Any, tiny_model: Path, other_model: Path, tmp_path: Path) -> None:
+    keys, options = KINDS[kind]
+    options = options | {"reference": str(other_model) if options.get("reference") else None}
+    ours = run(str(tiny_model), str(tmp_path), OURS, {"form": form, "lam": 0.0, **keys}, **options).found
+    compare(ours, stock(form, bool(options.get("lora")), bool(options["reference"])))
+
+
+def zero(stage: int) -> dict[str, Any]:
+    settings = json.loads((REPOSITORY / "cluster" / "configs" / f"zero{stage}.json").read_text())
+    settings["zero_allow_untested_optimizer"] = True  # plain gradient descent
+    if stage == 3:
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # nothing is too small to be sharded
+    return settings
+
+
+SPREADS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "ddp": ({}, {}),
+    "zero2": ({"deepspeed": zero(2)}, {}),
+    "zero3": ({"deepspeed": zero(3)}, {}),
+    "zero3, precomputed": ({"deepspeed": zero(3), "precompute_ref_log_probs": True}, {}),
+    "zero3, lora": ({"deepspeed": zero(3)}, {"lora": True}),
+}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("form", "spread"),
+    [(form, spread) for form in FORMS for spread in ("ddp", "zero3")]
+    + [("weighted", "zero2"), ("weighted", "zero3, precomputed"), ("weighted", "zero3, lora")],
+)
+def test_two_processes(form: str, spread: str, stock: Any, tiny_model: Path, tmp_path: Path) -> None:
+    keys, options = SPREADS[spread]
+    settings = {
+        "model": str(tiny_model),
+        "output_dir": str(tmp_path / "run"),
+        "classes": OURS,
+        "keys": {"form": form, "lam": 0.0, "per_device_train_batch_size": 4, **keys},
+        **options,
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    program = ["-m", "tests.trainers.two_steps", str(tmp_path / "settings.json"), str(tmp_path / "found.safetensors")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*launcher, *program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    ours = load_file(tmp_path / "found.safetensors")
+    if "zero3" in spread:
+        assert ours["sharded"].all(), "every parameter must be sharded, or this is ZeRO-2"
+    compare(ours, stock(form, bool(options.get("lora"))))
