@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trl.data_utils import _tokenize, common_prefix_length
 
 from tokencredit.data.responses import response_offsets
+from tokencredit.data.tokenizers import build_tokenizer
 from tokencredit.errors import InputError
 
 TEXTS = ['[{"code":"A","span":"Größe 🙂"}]', 'say "\\"Street\\""', "tab\tand\u00a0space", "x"]
@@ -45,6 +48,37 @@ def test_plain_text(tokenizer: Any, prompt: str, text: str) -> None:
         piece = tokenizer.decode([token])
         if end - start == 1 and "\ufffd" not in piece and token != tokenizer.eos_token_id:
             assert text[start:end] == piece
+
+
+BUILT = {
+    name: PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>", chat_template=TEMPLATE)
+    for name, core in {
+        "characters": build_tokenizer(TEXTS, kind="characters", pieces=['"code":"']),
+        "bpe": build_tokenizer([*TEXTS, "the span of the span "] * 5, kind="bpe", vocab_size=320),
+    }.items()
+}
+HOSTILE = st.lists(
+    st.sampled_from([*TEXTS, '[[{"a":"\\""}]]', '"code":"', "🙂", "\t", "\u00a0", " ", "the span "])
+    | st.text(max_size=4),
+    max_size=5,
+).map("".join)
+
+
+@pytest.mark.parametrize("name", BUILT)
+@settings(max_examples=100, deadline=None)
+@given(prompt=HOSTILE, text=HOSTILE)
+@example(prompt="the sp", text="an of the span")  # in one token across the border
+def test_any_text_after_any_prompt_is_covered_in_order(name: str, prompt: str, text: str) -> None:
+    built: Any = BUILT[name]
+    plain = prompt, text + "<eos>"
+    chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": text}]
+    for asked, answer in (plain, chat):
+        prompt_ids, ids = split(built, asked, answer)
+        found, offsets = response_offsets(built, asked, answer, prompt_ids, ids)
+        assert found == text
+        assert len(offsets) == len(ids)
+        assert offsets == sorted(offsets)
+        assert {index for start, end in offsets for index in range(start, end)} == set(range(len(text)))
 
 
 @pytest.mark.parametrize("text", TEXTS)

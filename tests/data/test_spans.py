@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,38 @@ def test_the_tokens_of_a_json_value_are_those_that_hold_its_characters(name):
             assert first <= value.start < value.end <= last
         else:
             assert tokens == []
+
+
+STRINGS = st.lists(
+    st.sampled_from([*HOSTILE, *PIECES, "🙂🏽", "\t", "\u00a0", '"', "\\"]) | st.text(max_size=4), max_size=5
+).map("".join)
+NESTED = st.recursive(
+    STRINGS | st.integers() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=100, deadline=None)
+@given(value=NESTED, ascii_only=st.booleans(), indent=st.sampled_from([None, "\t"]))
+def test_values_of_hostile_json_go_to_tokens_and_back(name, value, ascii_only, indent):
+    # The value repeats: in a list, in an object, and as text inside a string.
+    document = [value, {"code": "Street", "span": value}, json.dumps(value)]
+    text = json.dumps(document, ensure_ascii=ascii_only, indent=indent)
+    ids, offsets = token_offsets(FAST[name], text)
+    assert FAST[name].decode(ids) == text
+    for found in json_values(text):
+        tokens = chars_to_tokens(offsets, found.start, found.end)
+        characters = set(range(found.start, found.end))
+        assert tokens == [i for i, token in enumerate(offsets) if characters & set(range(*token))]
+        assert bool(tokens) == bool(characters)
+        if tokens:
+            assert tokens == list(range(tokens[0], tokens[-1] + 1))
+            first, last = tokens_to_chars(offsets, tokens[0], tokens[-1] + 1)
+            covered = {i for token in tokens for i in range(*offsets[token])}
+            assert covered == set(range(first, last)) >= characters
+            assert set(tokens) <= set(chars_to_tokens(offsets, first, last))
 
 
 @pytest.mark.parametrize("name", ["characters", "bpe with pieces"])
