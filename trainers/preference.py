@@ -190,9 +190,10 @@ class PreferenceTrainer(TokenPairTrainer):
         if not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
             raise InputError("precompute_ref_log_probs", "the data is a stream", "load it whole, or remove the key")
         engine: Any = None
+        policy: Any = self.model
         if self.ref_model is None and self.is_deepspeed_enabled:
             # TRL keeps the one engine between its passes too.
-            self._precompute_engine: Any = self._precompute_engine or prepare_deepspeed(self.model, self.accelerator)
+            self._precompute_engine: Any = self._precompute_engine or prepare_deepspeed(policy, self.accelerator)
             engine = self._precompute_engine
 
         def score(batch: dict[str, Any]) -> Tensor:
@@ -203,7 +204,7 @@ class PreferenceTrainer(TokenPairTrainer):
 
         return with_reference_logps(
             dataset,
-            engine or self.ref_model or self.model,
+            engine or self.ref_model or policy,
             score,
             accelerator=self.accelerator,
             collator=self.data_collator,

@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model, tqdm
 from datasets import Dataset, concatenate_datasets
 from datasets import config as datasets_config
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from tokencredit.trainers.annotate import REFERENCE, SIDES, truncation
 
@@ -70,9 +69,9 @@ def _compute(
     batch_size: int,
     name: str,
 ) -> dict[str, pa.Array]:
-    loader: Any = DataLoader(dataset.select_columns([*IDS]), batch_size=batch_size, collate_fn=collator)  # type: ignore[arg-type]
+    loader: Any = DataLoader(dataset.select_columns([*IDS]), batch_size=batch_size, collate_fn=collator)
     found: dict[str, list[np.ndarray[Any, Any]]] = {side: [] for side in SIDES}
-    quiet = bool(os.environ.get("TQDM_DISABLE")) or not accelerator.is_main_process
+    quiet = bool(os.environ.get("TQDM_DISABLE"))
     for batch in tqdm(accelerator.prepare(loader), desc=f"Reference log-probs of the {name} data", disable=quiet):
         width = accelerator.pad_across_processes(score(batch).float(), dim=1)
         pairs = torch.stack(width.chunk(2), dim=1)  # a row per pair, so that what fills up the last batch is dropped

@@ -79,7 +79,7 @@ class WeightedSFTConfig(SFTConfig):
     token_weights: dict[str, Any] | None = field(default=None, metadata=_METADATA)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if self.token_weights is None:
             return
         # What would leave the weights out, with the value that asks for nothing.
@@ -124,7 +124,8 @@ class WeightedSFTTrainer(SFTTrainer):
             problem = "a data collator or a loss function of your own does not go with them"
             raise InputError("token_weights", problem, "remove one of the two; images are not supported")
         self.data_collator = WeightedCollator(given.pad_token_id, pad_to_multiple_of=given.pad_to_multiple_of)
-        weigh_log_probs(self.model)
+        model: Any = self.model
+        weigh_log_probs(model)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str

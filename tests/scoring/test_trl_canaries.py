@@ -5,10 +5,10 @@ import inspect
 
 import pytest
 import torch
-from trl import DPOTrainer
+from trl import DPOTrainer, SFTTrainer
 from trl.trainer import utils
 
-from tokencredit.scoring.trl_compat import OUTPUTS, DataCollatorForPreference
+from tokencredit.scoring.trl_compat import OUTPUTS, DataCollatorForLanguageModeling, DataCollatorForPreference
 
 ADVICE = "TRL changed; adapt scoring/trl_compat.py and narrow or move the range of trl in pyproject.toml"
 
@@ -56,22 +56,53 @@ def test_canary_fused_causal_lm_output_fields() -> None:
     assert fields == expected, f"trl.trainer.utils.FusedCausalLMOutput has other fields. {ADVICE}"
 
 
-@pytest.mark.parametrize("name", ["_prepare_dataset", "_set_signature_columns_if_needed", "_compute_loss"])
-def test_dpo_trainer_still_has_what_tab_po_overrides(name: str) -> None:
-    wanted = {
-        "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
-        "_set_signature_columns_if_needed": ["self"],
-        "_compute_loss": ["self", "model", "inputs", "return_outputs"],
-    }
-    found = list(inspect.signature(getattr(DPOTrainer, name)).parameters)
-    assert found == wanted[name], f"trl.DPOTrainer.{name} takes {found} now"
+OVERRIDDEN = [
+    (DPOTrainer, "_prepare_dataset", ["self", "dataset", "processing_class", "args", "dataset_name"]),
+    (DPOTrainer, "_set_signature_columns_if_needed", ["self"]),
+    (DPOTrainer, "_compute_loss", ["self", "model", "inputs", "return_outputs"]),
+    (DPOTrainer, "_precompute_ref_logps", ["self", "dataset", "name", "batch_size"]),
+    (
+        SFTTrainer,
+        "_prepare_dataset",
+        ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+    ),
+    (SFTTrainer, "_set_signature_columns_if_needed", ["self"]),
+]
+
+
+@pytest.mark.parametrize(("trainer", "name", "parameters"), OVERRIDDEN)
+def test_canary_overridden_methods(trainer: type, name: str, parameters: list[str]) -> None:
+    found = list(inspect.signature(getattr(trainer, name)).parameters)
+    assert found == parameters, f"trl.{trainer.__name__}.{name} takes {found} now. {ADVICE}"
 
 
 @pytest.mark.parametrize(
-    "name", ["_metrics", "_total_train_tokens", "_tokenizer", "_tp_size", "aux_loss_enabled", "router_aux_loss_coef"]
+    "name",
+    [
+        "_metrics",
+        "_total_train_tokens",
+        "_tokenizer",
+        "_tp_size",
+        "_precompute_engine",
+        "aux_loss_enabled",
+        "router_aux_loss_coef",
+    ],
 )
-def test_dpo_trainer_still_sets_what_tab_po_reads(name: str) -> None:
-    assert f"self.{name} " in inspect.getsource(DPOTrainer.__init__), f"trl.DPOTrainer sets no {name} now"
+def test_canary_attributes_read(name: str) -> None:
+    assert f"self.{name} " in inspect.getsource(DPOTrainer.__init__), f"trl.DPOTrainer sets no {name} now. {ADVICE}"
+
+
+def test_canary_prepare_deepspeed_signature() -> None:
+    from trl.models import prepare_deepspeed
+
+    assert list(inspect.signature(prepare_deepspeed).parameters) == ["model", "accelerator"], ADVICE
+
+
+def test_canary_sft_collator_pads_on_the_right() -> None:
+    collator = DataCollatorForLanguageModeling(pad_token_id=0)
+    batch = collator([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 0, 0]], ADVICE
+    assert batch["labels"].tolist() == [[-100, 2, 3], [4, -100, -100]], ADVICE
 
 
 def test_pair_collator_is_cut_and_padded_as_ours_expects() -> None:
