@@ -127,11 +127,14 @@ def make_negative(
         The negative, or None if no strategy is possible.
 
     Raises:
-        InputError: The mix names an unknown strategy or holds a negative share.
+        InputError: The mix names an unknown strategy or holds a negative share; or no count is of two names in the
+            ontology, so that the table would never be used.
     """
     wrong = {name: share for name, share in mix.items() if name not in STRATEGY_MIX or not share >= 0}
     if wrong:
         raise InputError("mix", f"{wrong} cannot be used", f"give shares >= 0 of {', '.join(STRATEGY_MIX)}")
+    _check_rows("labels", labels, set(ontology))
+    _check_rows("sublabels", sublabels, {name for names in ontology.values() for name in names})
     rewriter = _Rewriter(ontology, labels, sublabels, rng, fields)
     remaining = {name: share for name, share in mix.items() if share > 0}
     while remaining:
@@ -274,6 +277,15 @@ def _field_spans(response: str, fields: RecordFields) -> list[Span]:
         for value in json_values(response)
         if len(value.path) == 2 and value.path[1] in fields.names
     ]
+
+
+def _check_rows(where: str, rows: Rows, known: set[str]) -> None:
+    """A model may predict names outside the ontology, but a table of nothing else belongs to another one."""
+    if rows and not any(gold in known and known & row.keys() for gold, row in rows.items()):
+        problem = f"no confusion of {', '.join(list(rows)[:3])} is between two names of the ontology"
+        raise InputError(
+            f"confusion.{where}", problem, f"write the names as the ontology does: {min(known, default='')!r}"
+        )
 
 
 def _uniform_rows(names: Sequence[str]) -> Rows:

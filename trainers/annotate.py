@@ -34,6 +34,20 @@ def truncation(max_length: int | None, mode: str) -> slice:
     return slice(None, max_length) if mode == "keep_start" else slice(-max_length, None)
 
 
+def refuse_doubled_bos(dataset: Any, tokenizer: Any) -> None:
+    """Refuse tokenised data whose prompts hold the beginning-of-text token already, so that it stands there twice.
+
+    Raises:
+        InputError: The first row begins with two of them.
+    """
+    row: dict[str, Any] = next(iter(dataset), {})
+    ids = row.get("prompt_ids") or row.get("input_ids") or []
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        problem = f"the prompts begin with {tokenizer.bos_token!r}, which the tokenizer puts there again"
+        raise InputError("dataset_name", problem, "remove it from the text, or give chat messages")
+
+
 def pair_row(
     row: dict[str, Any], index: int, *, tokenizer: Any, weighter: Weighter | None, alarms: Alarms, kept: slice
 ) -> dict[str, Any]:

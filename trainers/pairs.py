@@ -11,7 +11,15 @@ from trl import DPOTrainer
 
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import DataCollatorForPreference
-from tokencredit.trainers.annotate import CLASSES, REFERENCE, SCAFFOLD, WEIGHTS, annotate_pairs, truncation
+from tokencredit.trainers.annotate import (
+    CLASSES,
+    REFERENCE,
+    SCAFFOLD,
+    WEIGHTS,
+    annotate_pairs,
+    refuse_doubled_bos,
+    truncation,
+)
 
 OTHER = "other"
 MOST_CLASSES = 12
@@ -111,6 +119,7 @@ class TokenPairTrainer(DPOTrainer):
         if isinstance(dataset, Dataset) and len(dataset) == 0:
             problem = f"{args.max_length} leaves no response token in any row of the {dataset_name} data"
             raise InputError("max_length", problem, "raise it above the length of the prompts")
+        refuse_doubled_bos(dataset, self._tokenizer)
         kept = truncation(args.max_length, args.truncation_mode)
         keywords = {"kept": kept, "classes": self._has_classes, "num_proc": args.dataset_num_proc}
         return annotate_pairs(dataset, self._tokenizer, args.token_weights, **keywords)

@@ -14,7 +14,7 @@ from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import DataCollatorForLanguageModeling, weigh_log_probs
-from tokencredit.trainers.annotate import SFT_WEIGHTS, annotate_completions, truncation
+from tokencredit.trainers.annotate import SFT_WEIGHTS, annotate_completions, refuse_doubled_bos, truncation
 from tokencredit.trainers.pairs import TokenPairTrainer
 
 _METADATA = {"help": "Weights of response tokens."}
@@ -131,13 +131,16 @@ class WeightedSFTTrainer(SFTTrainer):
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Any:
         if args.token_weights is None:
-            return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+            refuse_doubled_bos(dataset, self._tokenizer)
+            return dataset
         if formatting_func is not None or packing:
             raise InputError("token_weights", "packing and formatting_func do not go with them", "remove them")
         # Weights are made of the whole response, so what TRL cuts is cut afterwards.
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
         dataset = super()._prepare_dataset(dataset, processing_class, whole, packing, None, dataset_name)
+        refuse_doubled_bos(dataset, self._tokenizer)
         kept = truncation(args.max_length, args.truncation_mode)
         if args.max_length is not None:
             dataset = dataset.filter(lambda row: any(label != -100 for label in row["labels"][kept]))

@@ -248,3 +248,14 @@ def test_label_pairs_differ_in_the_label_and_nothing_else():
     assert all(first["start"] <= i < first["end"] for i, differs in enumerate(a_mask) if differs)
     assert all(other["start"] <= i < other["end"] for i, differs in enumerate(b_mask) if differs)
     assert (sum(a_mask), sum(b_mask)) == (6, 3)
+
+
+@pytest.mark.parametrize("which", ["labels", "sublabels"])
+def test_a_table_of_other_names_is_refused(which: str) -> None:
+    """A table under other names than the ontology's would otherwise never be used, in silence."""
+    tables = {"labels": {"Street": {"Number": 1.0}}, "sublabels": {"Name": {"PostType": 1.0}}}
+    tables[which] = {"street/name": {"street/posttype": 3.0}}
+    ontology = {"Street": ["Name", "PostType"], "Number": ["Main"]}
+    records = [{"code": "Street", "subcode": "Name", "span": "Main"}]
+    with pytest.raises(InputError, match=f"confusion.{which}: no confusion of street/name"):
+        make_negative(records, ontology=ontology, rng=random.Random(0), **tables)
