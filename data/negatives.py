@@ -281,7 +281,7 @@ def _field_spans(response: str, fields: RecordFields) -> list[Span]:
 
 def _check_rows(where: str, rows: Rows, known: set[str]) -> None:
     """A model may predict names outside the ontology, but a table of nothing else belongs to another one."""
-    if rows and not any(gold in known and known & row.keys() for gold, row in rows.items()):
+    if any(rows.values()) and not any(gold in known and known & row.keys() for gold, row in rows.items()):
         problem = f"no confusion of {', '.join(list(rows)[:3])} is between two names of the ontology"
         raise InputError(
             f"confusion.{where}", problem, f"write the names as the ontology does: {min(known, default='')!r}"

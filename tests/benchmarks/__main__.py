@@ -10,17 +10,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import recipe_overhead, startup
+from tests.benchmarks import preference, recipe_overhead, startup
 from tokencredit.cluster.quiet import quieten
 
 quieten()
 console = Console()
-table = Table("comparison", "baseline s", "ours s", "ratio", "pairs: min to max", box=None)
-for benchmark in (startup, recipe_overhead):
+table = Table("comparison", "baseline", "ours", "unit", "ratio", "pairs: min to max", box=None)
+for benchmark in (startup, recipe_overhead, preference):
     console.print(f"running {benchmark.__name__}", style="dim")
     for item in benchmark.run():
         low, high = item.spread
         spread = f"{item.repeats}: {low:.2f} to {high:.2f}"
-        table.add_row(item.name, f"{item.baseline:.3f}", f"{item.ours:.3f}", f"{item.ratio:.2f}", spread)
+        table.add_row(item.name, f"{item.baseline:.3f}", f"{item.ours:.3f}", item.unit, f"{item.ratio:.2f}", spread)
 console.print(f"{platform.processor() or platform.machine()}, one thread, python {platform.python_version()}")
 console.print(table)
