@@ -5,6 +5,25 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+_CLASSES = {
+    "PreferenceConfig": "preference",
+    "PreferenceTrainer": "preference",
+    "TABPOConfig": "tab_po",
+    "TABPOTrainer": "tab_po",
+    "WeightedDPOConfig": "weighted",
+    "WeightedDPOTrainer": "weighted",
+    "WeightedSFTConfig": "weighted",
+    "WeightedSFTTrainer": "weighted",
+}
+__all__ = [*_CLASSES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is asked for: the command line reads this module and needs no torch."""
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_CLASSES[name]}"), name)
+
 
 def load_object(dotted: str) -> Any:
     """Import `module:name`."""

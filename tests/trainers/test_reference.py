@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def build(model: Any, run: Path, rows: int = 12, lora: bool = False, **keys: Any) -> Any:
     peft = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None
-    args = TABPOConfig(output_dir=str(run), precompute_ref_log_probs=True, **(COMMON | keys))
+    args = TABPOConfig(output_dir=str(run), **(COMMON | {"precompute_ref_log_probs": True} | keys))
     data = Dataset.from_list(preferences(rows))
     return TABPOTrainer(model, args=args, train_dataset=data, eval_dataset=data.select(range(3)), peft_config=peft)
 
@@ -92,9 +92,14 @@ def test_an_adapter_is_no_part_of_the_reference(cache: Path, tiny_model: Path, t
     assert len(list(cache.iterdir())) == 2
 
 
-def test_training_resumes_with_the_first_reference(cache: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Full fine-tuning keeps no reference model: what a resumed run uses is what the first run computed."""
+@pytest.mark.parametrize("precompute", [True, False])
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_resumed_run_has_the_first_reference(
+    precompute: bool, lora: bool, cache: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Precomputed, full fine-tuning keeps no reference model: a resumed run uses what the first one computed."""
     keys: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 1e-2}
+    keys |= {"precompute_ref_log_probs": precompute, "lora": lora}
     whole = build(str(tiny_model), tmp_path / "run", **keys)
     whole.train()
     resumed = build(str(tiny_model), tmp_path / "run", **keys)
