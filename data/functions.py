@@ -20,8 +20,8 @@ def load_function(dotted: str, where: str) -> Callable[..., Any]:
     module, _, name = str(dotted).partition(":")
     try:
         found: Any = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        problem = f"{dotted!r} cannot be imported ({error})"
+    except Exception as error:  # the module is the user's: it may fail in any way
+        problem = f"{dotted!r} cannot be imported ({type(error).__name__}: {error})"
         raise InputError(where, problem, "write module:function, installed or in the working directory") from error
     if not callable(found):
         raise InputError(where, f"{dotted!r} is not a function", "name one")

@@ -1,12 +1,14 @@
 """Where a response's tokens stand in its text, when the ids come from tokenising prompt and response together."""
 
-from itertools import takewhile
 from typing import Any
 
 from tokencredit.data.spans import Offsets, require_offsets
 from tokencredit.errors import InputError
 
 Messages = list[dict[str, Any]]
+
+_MARK = "\ue000content\ue001"
+"""Private-use characters, which no template looks for."""
 
 
 def response_offsets(
@@ -48,9 +50,11 @@ def response_offsets(
     else:
         assert not isinstance(prompt, str)
         whole = tokenizer.apply_chat_template([*prompt, *response], tokenize=False, **template)
-        asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **template)
-        text = str(response[-1]["content"])
-        begin = whole.find(text, common_prefix(asked, whole))
+        text = response[-1]["content"]
+        if not isinstance(text, str):
+            raise InputError("token_weights", f"the response {str(text)[:40]!r} is no text", "give text as its content")
+        marked = [*prompt, *response[:-1], {**response[-1], "content": _MARK}]
+        begin = _position(whole, text, tokenizer.apply_chat_template(marked, tokenize=False, **template))
         encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     if begin < 0:
         problem = f"the chat template changes the response {text[:40]!r}"
@@ -66,6 +70,14 @@ def response_offsets(
     return text, [(min(max(start - begin, 0), last), min(max(end - begin, 0), last)) for start, end in ranges]
 
 
-def common_prefix(a: str, b: str) -> int:
-    """How many characters two texts begin with in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+def _position(whole: str, text: str, marked: str) -> int:
+    """Where the last message's content begins in a rendered conversation; −1 if the template changes it.
+
+    The same conversation with a mark for content says where: the words of the answer may stand in the template, in an
+    earlier turn or in a thinking block as well.
+    """
+    begin = marked.find(_MARK)
+    if begin >= 0 and marked.replace(_MARK, text) == whole:
+        return begin
+    # Some templates look into the content; then it must at least be unmistakable.
+    return whole.find(text) if whole.count(text) == 1 else -1

@@ -4,7 +4,9 @@ A token belongs to a span of characters if the two overlap. Offsets are `(start,
 half-open, one per token; a token of no width belongs to nothing.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NotRequired, TypedDict
 
 from tokencredit.errors import InputError
@@ -64,12 +66,27 @@ def chars_to_tokens(offsets: Offsets, start: int, end: int) -> list[int]:
     Raises:
         InputError: The span is reversed, or reaches outside the text that the tokens cover.
     """
+    (found,) = tokens_of(offsets, [(start, end)])
+    return found
+
+
+def tokens_of(offsets: Offsets, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """`chars_to_tokens` of many spans in one pass over the tokens."""
     length = max((token_end for _, token_end in offsets), default=0)
-    if not 0 <= start <= end <= length:
-        problem = f"[{start}, {end}) is not inside the {length} characters that the tokens cover"
-        raise InputError("span", problem, "count start and end in characters of the response, 0 <= start <= end")
-    # The maximum of the starts is below the minimum of the ends only if neither the span nor the token is empty.
-    return [i for i, (first, last) in enumerate(offsets) if max(first, start) < min(last, end)]
+    for start, end in spans:
+        if not 0 <= start <= end <= length:
+            problem = f"[{start}, {end}) is not inside the {length} characters that the tokens cover"
+            raise InputError("span", problem, "count start and end in characters of the response, 0 <= start <= end")
+    # Starts of tokens with a width; they and their ends ascend, so that a bisection finds the first and the last.
+    wide = [(first, last, i) for i, (first, last) in enumerate(offsets) if first < last]
+    if any(a[0] > b[0] or a[1] > b[1] for a, b in pairwise(wide)):
+        return [[i for first, last, i in wide if max(first, start) < min(last, end)] for start, end in spans]
+    firsts, lasts = [first for first, _, _ in wide], [last for _, last, _ in wide]
+    found = []
+    for start, end in spans:
+        inside = wide[bisect_right(lasts, start) : bisect_left(firsts, end)] if start < end else []
+        found.append([i for _, _, i in inside])
+    return found
 
 
 def tokens_to_chars(offsets: Offsets, first: int, last_exclusive: int) -> tuple[int, int]:
@@ -111,8 +128,9 @@ def spread(offsets: Offsets, spans: Sequence[tuple[int, int, float]], default: f
         InputError: A span is reversed, or reaches outside the text that the tokens cover.
     """
     weights: list[float | None] = [None] * len(offsets)
-    for start, end, weight in spans:
-        for i in chars_to_tokens(offsets, start, end):
+    tokens = tokens_of(offsets, [(start, end) for start, end, _ in spans])
+    for (_, _, weight), covered in zip(spans, tokens, strict=True):
+        for i in covered:
             known = weights[i]
             weights[i] = weight if known is None else max(known, weight)
     return [default if weight is None else weight for weight in weights]

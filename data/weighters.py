@@ -10,13 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 from tokencredit.data.alignment import differing_tokens
 from tokencredit.data.functions import load_function
 from tokencredit.data.json_values import json_values as parse_json
 from tokencredit.data.json_values import select
-from tokencredit.data.spans import Offsets, Span, chars_to_tokens, spread
+from tokencredit.data.spans import Offsets, Span, chars_to_tokens, spread, tokens_of
 from tokencredit.errors import InputError
 
 Example = Mapping[str, Any]
@@ -158,6 +159,10 @@ def function(dotted: str) -> Weighter:
     """
     where, remedy = f"token_weights.function {dotted}", "return one finite number >= 0 per token"
     user_function = load_function(dotted, "token_weights.function")
+    try:
+        signature(user_function).bind({}, "", [])
+    except (TypeError, ValueError) as error:
+        raise InputError(where, f"cannot be called ({error})", "take example, text and offsets") from None
 
     def weigh(example: Example, text: str, offsets: Offsets) -> list[float]:
         returned = user_function(example, text, offsets)
@@ -223,6 +228,8 @@ def from_recipe(spec: Mapping[str, Any], *, alarms: Alarms = ALARMS) -> Weighter
         "spans": lambda value: spans(None if value is True else _mapping(value, "spans"), alarms=alarms),
         "function": function,
     }
+    if not isinstance(spec, Mapping) or not spec:
+        raise InputError("token_weights", f"{spec!r} names no weight", f"write one or more of {', '.join(makers)}")
     for key in spec:
         if key not in makers:
             near = get_close_matches(str(key), makers, n=1)
@@ -253,8 +260,9 @@ def token_classes(example: Example, text: str, offsets: Offsets) -> list[str]:
     labelled = _spans(example, f"{example['side']}_spans", text, offsets)
     named += [(span["start"], span["end"], label) for span in labelled if (label := span.get("label")) is not None]
     classes = ["scaffold"] * len(offsets)
-    for start, end, name in reversed(named):
-        for token in chars_to_tokens(offsets, start, end):
+    tokens = tokens_of(offsets, [(start, end) for start, end, _ in named])
+    for (_, _, name), covered in reversed([*zip(named, tokens, strict=True)]):
+        for token in covered:
             classes[token] = name
     return classes
 
@@ -276,6 +284,8 @@ def _positive(weight: Any, where: str) -> None:
 def _mapping(value: Any, key: str) -> Mapping[str, float]:
     if not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
         raise InputError(f"token_weights.{key}", f"{value!r} is not a mapping", "write name: weight, one a line")
+    if not value:
+        raise InputError(f"token_weights.{key}", "is empty", "write name: weight, one a line")
     return value
 
 
@@ -283,14 +293,20 @@ def _spans(example: Example, column: str, text: str, offsets: Offsets) -> list[S
     """The spans in a column, checked against the text and cut to the characters that the tokens cover."""
     # Some tokenizers drop white space at the end of a text.
     covered = max((end for _, end in offsets), default=0)
-    given: Sequence[Span] = example.get(column) or ()
+    given = example.get(column) or ()
+    if not (isinstance(given, list | tuple) and all(isinstance(span, Mapping) for span in given)):
+        problem = f"{str(given)[:60]!r} in {_place(example)} is no list of spans"
+        raise InputError(column, problem, "write [{start: …, end: …, label: …}, …]")
     found: list[Span] = []
     for span in given:
+        if not isinstance(span.get("label"), str | None):
+            problem = f"{span['label']!r} in {_place(example)} cannot be a label"
+            raise InputError(column, problem, "write it as text")
         start, end = span.get("start"), span.get("end")
         if not (isinstance(start, int) and isinstance(end, int) and 0 <= start <= end <= len(text)):
             problem = f"{span} is not inside the {len(text)} characters of {_place(example)}"
             raise InputError(column, problem, "count start and end in characters of the response, 0 <= start <= end")
-        found.append({**span, "start": min(start, covered), "end": min(end, covered)})
+        found.append({**span, "start": min(start, covered), "end": min(end, covered)})  # type: ignore[typeddict-item]
     return found
 
 

@@ -58,7 +58,8 @@ def tab_po_loss(
         tau: τ in (0, 1], the probability below which a chosen token is lifted by the barrier.
         lam: λ, the weight of the barrier; None is 0.5 for `weighted` and 1.5 for `sum`.
         form: Which of the two.
-        barrier_scope: `"all"` gates every chosen token, `"weighted"` only those with w_t > 1 [O].
+        barrier_scope: `"all"` gates every chosen token, `"weighted"` only those that weigh more than the lightest of
+            their response [O].
 
     Returns:
         The loss, float32 `[B]`, and detached float32 metrics: per pair `[B]` `pref_loss`, `barrier_loss` (without λ),
@@ -114,7 +115,8 @@ def tab_po_loss(
 
     gate = chosen_mask.bool() & (chosen_logps.float() < math.log(tau))
     if barrier_scope == "weighted":
-        gate = gate & (chosen_weights > 1)
+        lightest = chosen_weights.masked_fill(~chosen_mask.bool(), torch.inf).amin(-1, keepdim=True)
+        gate = gate & (chosen_weights > lightest)
     gated = zero_padding(w_chosen, gate)
     barrier_loss = -(gated * zero_padding(chosen_logps, chosen_mask)).sum(-1) / gated.sum(-1).clamp(min=1)
 

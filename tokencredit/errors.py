@@ -12,9 +12,11 @@ class InputError(ValueError):
     The message is one line, `where: problem; remedy`, and the command line ends with exit code 2.
     """
 
-    def __init__(self, where: str, problem: str, remedy: str) -> None:
+    def __init__(self, where: str, problem: str = "", remedy: str = "") -> None:
         self.where, self.problem, self.remedy = where, problem, remedy
-        super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
+        # Data loading processes hand an exception on as its text, which then stands alone.
+        text = f"{where}: {problem}; {remedy}" if problem else where
+        super().__init__(" ".join(text.split()))
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
         return InputError, (self.where, self.problem, self.remedy)

@@ -3,10 +3,12 @@
 import inspect
 import json
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
@@ -23,7 +25,10 @@ REFERENCE = tuple(f"ref_{side}_token_logps" for side in SIDES)
 SFT_WEIGHTS = "token_weights"
 SCAFFOLD = "scaffold"
 
-_ALARMS = "token_alarms"
+ALARM_COLUMN = "token_alarms"
+OWN_COLUMNS = (*CLASSES, *REFERENCE, ALARM_COLUMN)
+"""Columns that only this package writes."""
+
 _SOURCES = (alignment, json_values, responses, spans, weighters)
 
 
@@ -34,13 +39,30 @@ def truncation(max_length: int | None, mode: str) -> slice:
     return slice(None, max_length) if mode == "keep_start" else slice(-max_length, None)
 
 
+def first_row(dataset: Any) -> dict[str, Any]:
+    """The first row, empty where there is none."""
+    row: dict[str, Any] = next(iter(dataset), {})
+    return row
+
+
+def refuse_columns(dataset: Any, names: Sequence[str]) -> None:
+    """Refuse data that holds columns under the names of those made here.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    taken = [name for name in names if name in first_row(dataset)]
+    if taken:
+        raise InputError("dataset_name", f"the data has a column {taken[0]!r}, which is made here", "rename it")
+
+
 def refuse_doubled_bos(dataset: Any, tokenizer: Any) -> None:
     """Refuse tokenised data whose prompts hold the beginning-of-text token already, so that it stands there twice.
 
     Raises:
         InputError: The first row begins with two of them.
     """
-    row: dict[str, Any] = next(iter(dataset), {})
+    row = first_row(dataset)
     ids = row.get("prompt_ids") or row.get("input_ids") or []
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -55,10 +77,10 @@ def pair_row(
 
     Args:
         row: With `prompt`, `chosen`, `rejected` and their `*_ids`.
-        index: Its place in the data, for messages.
+        index: Its place in the tokenised data, for messages.
         tokenizer: The one that made the ids.
         weighter: See `tokencredit.data.weighters`; None leaves the row's own weights, if any.
-        alarms: What the weighter reports to; drained into the row, so that a cached result still sounds.
+        alarms: What the weighter reports to.
         kept: What truncation leaves of prompt and response.
 
     Returns:
@@ -66,28 +88,42 @@ def pair_row(
         `rejected_weights`.
 
     Raises:
-        InputError: The responses are the same, no usable weight is left, or weighter or tokenizer cannot do it.
+        InputError: The responses are the same, truncation leaves nothing of one, no usable weight is left, or weighter
+            or tokenizer cannot do it.
     """
     if row["chosen_ids"] == row["rejected_ids"]:
         raise InputError("dataset_name", f"chosen and rejected of row {index} are the same", "drop the row")
     found: dict[str, Any] = {}
     for side, other in zip(SIDES, reversed(SIDES), strict=True):
         ids, place = row[f"{side}_ids"], f"the {side} response of example {index}"
+        scored = _scored(len(row["prompt_ids"]), len(ids), kept)
+        if not any(scored):
+            raise InputError("max_length", f"leaves no scored token of {place}", "raise it, or drop the row")
         example = row | {"side": side, "index": index, "response_ids": ids, "other_ids": row[f"{other}_ids"]}
-        try:
-            text, offsets = _offsets(tokenizer, row, row[side], row["prompt_ids"], ids)
-            found[f"{side}_classes"] = token_classes(example, text, offsets)
-        except InputError as error:
-            if weighter is not None:
-                raise
-            alarms.sound("no token classes", f"{place}, {error}")
-            found[f"{side}_classes"] = [SCAFFOLD] * len(ids)
+        placed = _placed(tokenizer, example, weighter is not None, alarms, place)
+        found[f"{side}_classes"] = [SCAFFOLD] * len(ids) if placed is None else token_classes(example, *placed)
         if weighter is not None:
-            found[f"{side}_weights"] = list(weighter(example, text, offsets))
+            assert placed is not None
+            found[f"{side}_weights"] = list(weighter(example, *placed))
         given = found.get(f"{side}_weights", row.get(f"{side}_weights"))
-        if given is not None:
-            _check(given, [True] * len(ids), len(row["prompt_ids"]), kept, place)
-    return found | {_ALARMS: json.dumps(alarms.drain())}
+        if given is not None or f"{side}_weights" in row:
+            _check(given, scored, place)
+    return found
+
+
+def _placed(
+    tokenizer: Any, example: Mapping[str, Any], required: bool, alarms: Alarms, place: str
+) -> tuple[str, Offsets] | None:
+    """Text and offsets of a response; where they are only for diagnostics, failing is an alarm."""
+    try:
+        placed = _offsets(tokenizer, example, example[example["side"]], example["prompt_ids"], example["response_ids"])
+        token_classes(example, *placed)
+    except InputError as error:
+        if required:
+            raise
+        alarms.sound("no token classes", f"{place}, {error}")
+        return None
+    return placed
 
 
 def completion_row(
@@ -103,8 +139,10 @@ def completion_row(
     start = list(map(bool, inside)).index(True)
     text, offsets = _offsets(tokenizer, row, row["completion"], ids[:start], ids[start:])
     weights = list(weighter(row | {"side": "completion", "index": index, "response_ids": ids[start:]}, text, offsets))
-    _check(weights, [label != -100 for label in row["labels"][start:]], start, kept, place)
-    return {SFT_WEIGHTS: [1.0] * start + weights, _ALARMS: json.dumps(alarms.drain())}
+    labelled = [label != -100 for label in row["labels"][start:]]
+    scored = [a and b for a, b in zip(labelled, _scored(start, len(weights), kept), strict=True)]
+    _check(weights, scored, place)
+    return {SFT_WEIGHTS: [1.0] * start + weights}
 
 
 def _offsets(
@@ -116,16 +154,27 @@ def _offsets(
     return response_offsets(tokenizer, row["prompt"], response, prompt_ids, ids, **template)
 
 
-def _check(weights: Sequence[Any], counts: Sequence[bool], prompt: int, kept: slice, place: str) -> None:
-    if len(weights) != len(counts):
-        problem = f"{len(weights)} weights for the {len(counts)} tokens of {place}"
+def _scored(prompt: int, response: int, kept: slice) -> list[bool]:
+    """Which response tokens get a log-probability: those kept, but for the first of the sequence."""
+    inside = [False] * (prompt + response)
+    inside[kept] = [True] * len(inside[kept])
+    if any(inside):
+        inside[inside.index(True)] = False
+    return inside[prompt:]
+
+
+def _check(weights: Any, scored: Sequence[bool], place: str) -> None:
+    if not isinstance(weights, list | tuple):
+        remedy = "give a list of numbers for both responses of every row"
+        raise InputError("token_weights", f"{str(weights)[:40]!r} are the weights of {place}", remedy)
+    if len(weights) != len(scored):
+        problem = f"{len(weights)} weights for the {len(scored)} tokens of {place}"
         raise InputError("token_weights", problem, "give one weight per response token, end-of-turn included")
     for token, weight in enumerate(weights):
-        if weight is None or not 0 <= weight < math.inf:
+        if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
             problem = f"{weight} for token {token} of {place}"
             raise InputError("token_weights", problem, "give finite numbers of 0 or more")
-    counted = [weight * count for weight, count in zip(weights, counts, strict=True)]
-    if not any(([0.0] * prompt + counted)[kept]):
+    if not any(weight for weight, counts in zip(weights, scored, strict=True) if counts):
         remedy = "give one token a positive weight, or raise max_length"
         raise InputError("token_weights", f"every weight of {place} that max_length keeps is 0", remedy)
 
@@ -142,7 +191,7 @@ def annotate_pairs(
     """`pair_row` on every row, reusing the result of an earlier run with the same data, tokenizer and weights.
 
     Args:
-        dataset: Tokenised by TRL; returned as it is when annotated already, or when there is nothing to do.
+        dataset: Tokenised by TRL; returned as it is when there is nothing to do.
         tokenizer: The one that made the ids.
         token_weights: What `from_recipe` takes, or None.
         kept: What truncation leaves of prompt and response.
@@ -150,17 +199,16 @@ def annotate_pairs(
         num_proc: Processes for the work.
 
     Raises:
-        InputError: See `pair_row`; or the data has weights of its own besides `token_weights`.
+        InputError: See `pair_row`; or the data has weights of its own besides `token_weights`, or for one side only.
     """
-    columns = set(dataset.column_names or next(iter(dataset)))
-    own_weights = columns & set(WEIGHTS)
-    if CLASSES[0] in columns:
-        return dataset
+    own_weights = set(first_row(dataset)) & set(WEIGHTS)
     if token_weights is None and not own_weights and not (classes and tokenizer.is_fast):
         return dataset
     if token_weights is not None and own_weights:
         problem = f"the data has a column {min(own_weights)!r} already"
         raise InputError("token_weights", problem, "remove the column or token_weights")
+    if len(own_weights) == 1:
+        raise InputError("token_weights", f"the data has {min(own_weights)!r} only", f"give {' and '.join(WEIGHTS)}")
     return _mapped(dataset, pair_row, tokenizer, token_weights, kept, num_proc)
 
 
@@ -168,9 +216,7 @@ def annotate_completions(
     dataset: Any, tokenizer: Any, token_weights: Mapping[str, Any], *, kept: slice, num_proc: int | None = None
 ) -> Any:
     """`completion_row` on every row, as `annotate_pairs` does for pairs."""
-    columns = set(dataset.column_names or next(iter(dataset)))
-    if SFT_WEIGHTS in columns:
-        return dataset
+    columns = set(first_row(dataset))
     if not {"prompt", "completion"} <= columns:
         problem = f"the data has {', '.join(sorted(columns))}, but no prompt and completion"
         raise InputError("token_weights", problem, "give prompt and completion columns, or remove token_weights")
@@ -185,21 +231,40 @@ def _mapped(
     kept: slice,
     num_proc: int | None,
 ) -> Any:
-    alarms = Alarms(quiet=True)
+    stream = not isinstance(dataset, Dataset)
+    alarms = ALARMS if stream else Alarms(quiet=True)
     weighter = None if token_weights is None else from_recipe(token_weights, alarms=alarms)
     keywords = {"tokenizer": tokenizer, "weighter": weighter, "alarms": alarms, "kept": kept}
-    options: dict[str, Any] = {"with_indices": True, "fn_kwargs": keywords}
-    if not isinstance(dataset, Dataset):  # a stream: nothing to cache, and nobody to tell before it runs
-        return dataset.map(function, remove_columns=[], **options)
-    if "function" not in (token_weights or {}):
-        # The weighter is a closure, which cannot be hashed; a function of the user's may change between runs.
-        sources = [inspect.getsource(item) for item in (function, *_SOURCES)]
-        options["new_fingerprint"] = Hasher.hash([dataset._fingerprint, token_weights, tokenizer, str(kept), sources])
-    options |= {"num_proc": num_proc, "desc": "Annotating tokens"}
+    if stream:
+        return dataset.map(function, with_indices=True, fn_kwargs=keywords)
+
+    def annotated(row: dict[str, Any], index: int) -> dict[str, Any]:
+        # The alarms stand in the row, so that they sound again where a result is reused.
+        return function(row, index, **keywords) | {ALARM_COLUMN: json.dumps(alarms.drain())}
+
+    fingerprint = _fingerprint(dataset, function, tokenizer, token_weights, kept)
     with PartialState().main_process_first():
-        dataset = dataset.map(function, **options)
+        dataset = dataset.map(
+            annotated, with_indices=True, num_proc=num_proc, new_fingerprint=fingerprint, desc="Annotating tokens"
+        )
     if PartialState().is_main_process:
-        for text in dataset.unique(_ALARMS):
+        for text in dataset.unique(ALARM_COLUMN):
             for name, detail in json.loads(text).items():
                 ALARMS.sound(name, detail)
-    return dataset.remove_columns(_ALARMS)
+    return dataset.remove_columns(ALARM_COLUMN)
+
+
+def _fingerprint(
+    dataset: Any, function: Callable[..., Any], tokenizer: Any, token_weights: Mapping[str, Any] | None, kept: slice
+) -> str:
+    """The name that an earlier result is found under.
+
+    It holds the code that makes weights, as a development version changes without its number; a function of the user's
+    is only known by name, so that its results are never reused.
+    """
+    if "function" in (token_weights or {}):
+        drawn = [uuid.uuid4().hex]
+        broadcast_object_list(drawn)
+        return drawn[0]
+    sources = [inspect.getsource(item) for item in (function, _offsets, _check, _scored, *_SOURCES)]
+    return str(Hasher.hash([dataset._fingerprint, token_weights, tokenizer, str(kept), sources]))

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from tokencredit.trainers.callbacks import write_whole
 
 SAMPLES = "token_samples"
+FROM_LOSS = "loss."
 
 RATIOS: Mapping[str, tuple[str, str]] = {
     "logps_change": ("change", "chosen_tokens"),
@@ -65,16 +66,23 @@ class PairTokens:
             found |= {"change": change * on_chosen, "fell": (change < 0) * on_chosen}
             found["margin"] = change * (2 * chosen_side - 1)
         for name, per_token in self.chosen.items():
-            found[name] = torch.cat([per_token.float() * mask[: len(per_token)], torch.zeros_like(per_token.float())])
+            # Under a prefix: a loss may name its metrics as it likes.
+            on_both = torch.cat([per_token.float(), torch.zeros_like(per_token, dtype=torch.float32)])
+            found[FROM_LOSS + name] = on_both * mask
         return found
 
     def sums(self) -> dict[tuple[str, str], Tensor]:
         """(quantity, class) → its sum over each pair, `[B]`; the class "" is all tokens."""
-        found: dict[tuple[str, str], Tensor] = {}
-        for name, values in self.values().items():
-            found[name, ""] = _per_pair(values.sum(-1))
-            for number, label in enumerate(self.names if self.classes is not None else ()):
-                found[name, label] = _per_pair((values * (self.classes == number)).sum(-1))
+        values = self.values()
+        stacked = torch.stack([*values.values()], dim=-1)
+        found = {(name, ""): column for name, column in zip(values, _columns(stacked.sum(1)), strict=True)}
+        if self.classes is not None and self.names:
+            numbers = torch.arange(len(self.names), device=self.classes.device)
+            member = (self.classes[..., None] == numbers).float()
+            by_class = torch.einsum("btc,btq->bcq", member, stacked)
+            for place, label in enumerate(self.names):
+                columns = zip(values, _columns(by_class[:, place]), strict=True)
+                found |= {(name, label): column for name, column in columns}
         return found
 
     def rows(self, pairs: int) -> list[tuple[int, str, dict[str, list[Any]]]]:
@@ -92,6 +100,11 @@ class PairTokens:
                     numbers |= {name: values[row][inside].tolist() for name, values in self.chosen.items()}
                 found.append((pair, side, numbers))
         return found
+
+
+def _columns(rows: Tensor) -> Iterator[Tensor]:
+    """The columns `[B]` of `[2B, Q]`, both responses of a pair added."""
+    yield from _per_pair(rows).unbind(-1)
 
 
 def _per_pair(rows: Tensor) -> Tensor:
@@ -140,7 +153,8 @@ class TokenMetrics:
             self.sums[mode][key] += value  # type: ignore[assignment]
         self.pairs[mode] += pairs
         used = {name for pair in self.table.values() for name in pair}
-        self.table |= {name: (name, "chosen_tokens") for name in per_token if name not in used}
+        named = {name: FROM_LOSS + name for name in per_token}
+        self.table |= {name: (key, "chosen_tokens") for name, key in named.items() if key not in used}
 
     def drain(self, mode: str) -> dict[str, float]:
         """The metrics since the last call."""

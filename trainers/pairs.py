@@ -13,10 +13,13 @@ from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import DataCollatorForPreference
 from tokencredit.trainers.annotate import (
     CLASSES,
+    OWN_COLUMNS,
     REFERENCE,
     SCAFFOLD,
     WEIGHTS,
     annotate_pairs,
+    first_row,
+    refuse_columns,
     refuse_doubled_bos,
     truncation,
 )
@@ -33,10 +36,12 @@ def class_names(datasets: Sequence[Any]) -> list[str]:
     counts: dict[str, int] = {}
     for dataset in datasets:
         for column in CLASSES:
-            if isinstance(dataset, Dataset) and column in dataset.column_names:
-                values = dataset.with_format("arrow")[:][column].combine_chunks().flatten()
-                for item in pyarrow.compute.value_counts(values):
-                    counts[item["values"].as_py()] = counts.get(item["values"].as_py(), 0) + item["counts"].as_py()
+            if not (isinstance(dataset, Dataset) and column in dataset.column_names):
+                continue
+            for part in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+                values = part[column].combine_chunks().flatten()
+                for item in pyarrow.compute.value_counts(values).to_pylist():
+                    counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
     named = sorted(counts.keys() - {SCAFFOLD}, key=lambda name: (-counts[name], name))
     if not named:
         return []
@@ -68,7 +73,7 @@ class TokenPairCollator(DataCollatorForPreference):
             batch["ref_logps"] = self._align(examples, REFERENCE, torch.zeros(shape))
         if self.classes and CLASSES[0] in examples[0]:
             number = {name: place for place, name in enumerate(self.classes)}
-            rest = number.get(OTHER, 0)
+            rest = number.get(OTHER, -1)
             numbered = [
                 {"prompt_ids": example["prompt_ids"]}
                 | {column: [number.get(name, rest) for name in example[column]] for column in CLASSES}
@@ -94,6 +99,7 @@ class TokenPairTrainer(DPOTrainer):
     """Whether batches carry token classes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared: set[str] = set()
         super().__init__(*args, **kwargs)
         self._use_token_collator()
 
@@ -115,14 +121,19 @@ class TokenPairTrainer(DPOTrainer):
         )
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if getattr(dataset, "_fingerprint", None) in self._prepared:
+            return dataset  # `evaluate` was given what this trainer holds
+        refuse_columns(dataset, OWN_COLUMNS)
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if isinstance(dataset, Dataset) and len(dataset) == 0:
+        if not first_row(dataset):
             problem = f"{args.max_length} leaves no response token in any row of the {dataset_name} data"
             raise InputError("max_length", problem, "raise it above the length of the prompts")
         refuse_doubled_bos(dataset, self._tokenizer)
         kept = truncation(args.max_length, args.truncation_mode)
         keywords = {"kept": kept, "classes": self._has_classes, "num_proc": args.dataset_num_proc}
-        return annotate_pairs(dataset, self._tokenizer, args.token_weights, **keywords)
+        dataset = annotate_pairs(dataset, self._tokenizer, args.token_weights, **keywords)
+        self._prepared.add(getattr(dataset, "_fingerprint", ""))
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]

@@ -1,10 +1,8 @@
 """Any pair loss over per-token log-probabilities, on TRL's DPO trainer."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +11,26 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from trl import DPOConfig
 
-from tokencredit.data.functions import load_function
+from tokencredit.data.weighters import from_recipe
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import disable_gradient_checkpointing, prepare_deepspeed, use_adapter
+from tokencredit.trainers.annotate import REFERENCE, WEIGHTS, first_row
 from tokencredit.trainers.diagnostics import RATIOS, PairTokens, TokenMetrics, head_sums, write_samples
+from tokencredit.trainers.pair_loss import PairLoss, Returned, pair_loss
 from tokencredit.trainers.pairs import TokenPairTrainer
 from tokencredit.trainers.reference import with_reference_logps
 
-PairLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-
-TENSORS = tuple(
-    name.format(side)
-    for name in ("{}_logps", "ref_{}_logps", "{}_mask", "{}_weights")
-    for side in ("chosen", "rejected")
+# Settings of DPO that would be taken and do nothing.
+_WITHOUT_EFFECT = (
+    "loss_type",
+    "loss_weights",
+    "label_smoothing",
+    "ld_alpha",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "discopop_tau",
+    "use_weighting",
 )
-"""Parameters of a pair loss that the trainer fills with tensors `[B, T]`."""
-
-# Settings of DPO that would be taken and do nothing, with the value that asks for nothing.
-_WITHOUT_EFFECT: dict[str, Any] = {
-    "loss_type": ["sigmoid"],
-    "loss_weights": None,
-    "label_smoothing": 0.0,
-    "ld_alpha": None,
-    "f_divergence_type": "reverse_kl",
-    "use_weighting": False,
-}
 
 
 @dataclass
@@ -48,8 +41,8 @@ class PreferenceConfig(DPOConfig):
         loss: `module:function`, a pair loss. It names the tensors it wants among its parameters: `chosen_logps`,
             `rejected_logps`, `ref_chosen_logps`, `ref_rejected_logps`, `chosen_mask`, `rejected_mask`,
             `chosen_weights`, `rejected_weights` (raw weights, ones where none are set), all `[B, T]`, aligned, float32.
-            It returns `(loss [B], metrics)`; metrics are detached, `[B]` or one per chosen token `[B, T]`. A loss that
-            names no `ref_` tensor runs without a reference model.
+            It returns `(loss [B], metrics)`; metrics are `[B]` or one per chosen token `[B, T]`. A loss that names no
+            `ref_` tensor runs without a reference model.
         loss_kwargs: Keywords for the loss besides the settings it names (`beta`).
         token_weights: What `tokencredit.data.weighters.from_recipe` takes.
         token_samples_steps: Write token-level samples every so many steps; None writes none.
@@ -64,68 +57,78 @@ class PreferenceConfig(DPOConfig):
     token_samples_steps: int | None = field(default=100, metadata={"help": "Steps between token-level samples."})
     num_token_samples: int = field(default=4, metadata={"help": "Pairs in a token-level sample."})
 
+    default_loss = None
+    """The loss where none is named, and the fields that it and any other loss may name."""
+    loss_settings = ("beta",)
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.token_samples_steps is not None and self.token_samples_steps < 1:
-            raise InputError("token_samples_steps", f"{self.token_samples_steps} is too small", "give 1 or more")
-        for name, value in _WITHOUT_EFFECT.items():
-            if getattr(self, name) != value:
-                raise InputError(name, f"{getattr(self, name)!r} has no effect with this loss", "remove it")
+        self.refuse(vars(self))
+
+    @classmethod
+    def pair_loss(cls, values: Mapping[str, Any]) -> PairLoss:
+        """The loss that fields of this configuration describe."""
+        given: str | Callable[..., Returned] | None = values["loss"] or cls.default_loss
+        if given is None:
+            raise InputError("loss", "is missing", "name a pair loss as module:function, or choose trainer: tab_po")
+        return pair_loss(given, {name: values[name] for name in cls.loss_settings}, values["loss_kwargs"])
+
+    @classmethod
+    def refuse(cls, values: Mapping[str, Any]) -> None:
+        """Check fields, without making a configuration: that would start the accelerator.
+
+        Raises:
+            InputError: Naming the field that cannot be used.
+        """
+        defaults = {item.name: item.default for item in fields(DPOConfig)}
+        defaults["loss_type"] = ["sigmoid"]
+        for name in _WITHOUT_EFFECT:
+            if values[name] != defaults[name]:
+                raise InputError(name, f"{values[name]!r} has no effect with this loss", "remove it")
+        for name in ("token_samples_steps", "num_token_samples"):
+            if values[name] is not None and values[name] < 1:
+                raise InputError(name, f"{values[name]} is too small", "give 1 or more")
+        if not values["beta"] > 0:
+            raise InputError("beta", f"{values['beta']} is not positive", "give a number above 0")
+        loss = cls.pair_loss(values)
+        if values["token_weights"] is not None:
+            from_recipe(values["token_weights"])
+            if not loss.wants_weights:
+                problem = f"{loss.name} uses no token weights"
+                raise InputError("token_weights", problem, "name chosen_weights in the loss, or remove them")
+        if values["precompute_ref_log_probs"] and not loss.wants_reference:
+            raise InputError("precompute_ref_log_probs", f"{loss.name} uses no reference", "remove it")
 
 
 class PreferenceTrainer(TokenPairTrainer):
     """Trainer of a pair loss that takes one log-probability per token; see `PreferenceConfig.loss`.
 
     Takes what `trl.DPOTrainer` takes, with a `PreferenceConfig`, and logs its metrics; and per token class what
-    `tokencredit.trainers.diagnostics` computes. A method of its own overrides `default_loss` and `loss_settings`.
+    `tokencredit.trainers.diagnostics` computes.
     """
 
     _tag_names = ["trl", "tokencredit"]  # noqa: RUF012  (as in the base class)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._token_metrics = TokenMetrics(self.ratio_metrics)
-        self._sampled_step = -1
-        super().__init__(*args, **kwargs)
-        if not self.wants_reference:
-            self.ref_model: Any = None
-
-    def default_loss(self) -> PairLoss:
-        """The loss where the configuration names none."""
-        raise InputError("loss", "is missing", "name a pair loss as module:function, or choose trainer: tab_po")
-
-    def loss_settings(self) -> dict[str, Any]:
-        """Keywords a loss may name."""
-        settings: Any = self.args
-        return {"beta": settings.beta}
-
+    config_class: type[PreferenceConfig] = PreferenceConfig
     ratio_metrics: Mapping[str, tuple[str, str]] = RATIOS
     """Metrics that are ratios of sums over tokens, overall and per class."""
 
-    @cached_property
-    def _pair_loss(self) -> tuple[PairLoss, tuple[str, ...], dict[str, Any]]:
-        """The loss, the tensors it wants and the keywords it is called with."""
-        settings: Any = self.args
-        function = load_function(settings.loss, "loss") if settings.loss else self.default_loss()
-        parameters = inspect.signature(function).parameters
-        anything = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
-        given = settings.loss_kwargs or {}
-        for name in given:
-            if name in TENSORS or not (anything or name in parameters):
-                remedy = f"it takes {', '.join(name for name in parameters if name not in TENSORS)}"
-                raise InputError(f"loss_kwargs.{name}", f"is no setting of {settings.loss or 'the loss'}", remedy)
-        keywords = {name: value for name, value in self.loss_settings().items() if anything or name in parameters}
-        keywords |= given
-        wanted = TENSORS if anything else tuple(name for name in TENSORS if name in parameters)
-        for name, item in parameters.items():
-            required = item.default is item.empty and item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
-            if required and name not in wanted and name not in keywords:
-                raise InputError("loss", f"{settings.loss} needs {name!r}", "give it under loss_kwargs")
-        return function, wanted, keywords
-
-    @property
-    def wants_reference(self) -> bool:
-        """Whether the loss uses the reference's log-probabilities."""
-        return any(name.startswith("ref_") for name in self._pair_loss[1])
+    def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **kwargs: Any) -> None:
+        if not isinstance(args, self.config_class):
+            problem = f"{type(args).__name__} is not the configuration of {type(self).__name__}"
+            raise InputError("args", problem, f"give a {self.config_class.__name__}")
+        self._loss = args.pair_loss(vars(args))
+        self._token_metrics = TokenMetrics(self.ratio_metrics)
+        self._sampled_step = -1
+        if self._loss.wants_reference:
+            super().__init__(model, ref_model, args, **kwargs)
+            return
+        if ref_model is not None:
+            raise InputError("ref_model", f"{self._loss.name} uses no reference", "leave it out")
+        # The way to a trainer without a second model; nothing is computed, see `_precompute_ref_logps`.
+        args.precompute_ref_log_probs = True
+        super().__init__(model, None, args, **kwargs)
+        args.precompute_ref_log_probs = self.precompute_ref_logps = False
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
@@ -136,10 +139,12 @@ class PreferenceTrainer(TokenPairTrainer):
         # Prompt-learning PEFT puts virtual tokens in front: the last positions are the real ones.
         policy = outputs.log_probs[:, -mask.size(1) :]
         reference = None
-        if self.wants_reference:
+        if self._loss.wants_reference:
             given = inputs.get("ref_logps")
             reference = self._reference_logps(forward | {"labels": labels}) if given is None else given[:, 1:]
         losses, metrics = self._call_loss(policy, reference, mask, inputs.get("token_weights"))
+        if torch.is_grad_enabled() and not losses.requires_grad:
+            raise InputError("loss", f"{self._loss.name} does not depend on the policy", "use its log-probabilities")
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
@@ -149,10 +154,7 @@ class PreferenceTrainer(TokenPairTrainer):
                 outputs = model(**forward)
         return (loss, outputs) if return_outputs else loss
 
-    def _call_loss(
-        self, policy: Tensor, reference: Tensor | None, mask: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        function, wanted, keywords = self._pair_loss
+    def _call_loss(self, policy: Tensor, reference: Tensor | None, mask: Tensor, weights: Tensor | None) -> Returned:
         weights = torch.ones_like(policy, requires_grad=False) if weights is None else weights[:, 1:]
         batch = {"{}_logps": policy, "ref_{}_logps": reference, "{}_mask": mask, "{}_weights": weights}
         tensors: dict[str, Tensor] = {}
@@ -160,15 +162,7 @@ class PreferenceTrainer(TokenPairTrainer):
             if both is not None:
                 for side, half in zip(("chosen", "rejected"), both.chunk(2), strict=True):
                     tensors[name.format(side)] = half
-        returned: Any = function(**{name: tensors[name] for name in wanted}, **keywords)
-        size = len(mask) // 2
-        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
-            raise InputError("loss", f"returned {type(returned).__name__}", "return (loss [B], metrics)")
-        losses, metrics = returned
-        if not (isinstance(losses, Tensor) and losses.shape == (size,)):
-            problem = f"returned a loss of shape {list(getattr(losses, 'shape', []))} for {size} pairs"
-            raise InputError("loss", problem, "return one number per pair")
-        return losses, metrics
+        return self._loss(tensors, len(mask) // 2)
 
     def _reference_logps(self, forward: dict[str, Any], engine: Any = None) -> Tensor:
         """ℓ^ref [2B, T − 1] from the reference model, or from the policy with its adapter off."""
@@ -185,7 +179,7 @@ class PreferenceTrainer(TokenPairTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """TRL's step for `precompute_ref_log_probs`, with one number per token instead of one per response."""
-        if not self.wants_reference:
+        if not self._loss.wants_reference or REFERENCE[0] in first_row(dataset):
             return dataset
         if not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
             raise InputError("precompute_ref_log_probs", "the data is a stream", "load it whole, or remove the key")
@@ -202,7 +196,7 @@ class PreferenceTrainer(TokenPairTrainer):
             with self.accelerator.autocast():
                 return self._reference_logps(forward, engine)
 
-        return with_reference_logps(
+        dataset = with_reference_logps(
             dataset,
             engine or self.ref_model or policy,
             score,
@@ -211,6 +205,14 @@ class PreferenceTrainer(TokenPairTrainer):
             batch_size=batch_size,
             name=name,
         )
+        self._prepared.add(dataset._fingerprint)
+        return dataset
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if not self._loss.wants_weights and set(WEIGHTS) & set(first_row(dataset)):
+            remedy = "name chosen_weights in the loss, or remove the columns"
+            raise InputError("loss", f"{self._loss.name} uses no token weights, and the data has them", remedy)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _record(
         self,
@@ -243,13 +245,18 @@ class PreferenceTrainer(TokenPairTrainer):
         means = {name: value for name, value in metrics.items() if value.dim() == 1}
         sums = tokens.sums() | head_sums(outputs, mask, inputs["attention_mask"])
         table = torch.stack([*means.values(), *sums.values()], dim=1).float()
-        rows = self.accelerator.gather_for_metrics(table)
-        totals = rows.sum(0).tolist()
-        for name, total in zip(means, totals, strict=False):
-            self._metrics[mode][name].append(total / len(rows))
-        self._token_metrics.add(mode, dict(zip(sums, totals[len(means) :], strict=True)), len(rows), tokens.chosen)
+        # What fills up the last batch of an evaluation is dropped. In training every row counts, and with accumulation
+        # `gather_for_metrics` would cut all batches of the last step.
+        rows = (self.accelerator.gather if mode == "train" else self.accelerator.gather_for_metrics)(table)
+        totals = dict(zip([*means, *sums], rows.sum(0).tolist(), strict=True))
+        for name in means:
+            self._metrics[mode][name].append(totals[name] / len(rows))
+        self._token_metrics.add(mode, {key: totals[key] for key in sums}, len(rows), tokens.chosen)
+        if self.aux_loss_enabled:
+            aux_loss = self.accelerator.gather(outputs.aux_loss.detach())
+            self._metrics[mode]["aux_loss"].append(aux_loss.mean().item())
         if mode == "train":
-            self._total_train_tokens += totals[-1] // self._tp_size  # the last sum is that of all tokens
+            self._total_train_tokens += totals["sequence_tokens", ""] // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         self._sample(mode, tokens, inputs)
 
@@ -258,7 +265,7 @@ class PreferenceTrainer(TokenPairTrainer):
         module: Any = self.model
         mode = "train" if module.training else "eval"
         for name, value in self._token_metrics.drain(mode).items():
-            self._metrics[mode].setdefault(name, [value])
+            self._metrics[mode][name] = [value]
         super().log(logs, start_time)
 
     def _sample(self, mode: str, tokens: PairTokens, inputs: dict[str, Any]) -> None:

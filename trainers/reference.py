@@ -1,6 +1,7 @@
 """Per-token log-probabilities of the reference, computed once and kept between runs."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,8 +35,8 @@ def with_reference_logps(
 ) -> Dataset:
     """Add `ref_chosen_token_logps` and `ref_rejected_token_logps`, one per response token.
 
-    The file is named by a hash of the token ids (which stand for data and tokenizer), the truncation and the
-    reference's weights. Tokens that truncation removes are 0; they never reach the loss.
+    The file is named by a hash of the token ids (which stand for data and tokenizer), the truncation, the precision and
+    the reference's configuration and weights. Tokens that truncation removes are 0; they never reach the loss.
 
     Args:
         dataset: Pairs with their ids.
@@ -47,7 +48,7 @@ def with_reference_logps(
         name: Of the data, for the progress bar.
     """
     kept = truncation(collator.max_length, collator.truncation_mode)
-    path = _cache_file(dataset, model, kept)
+    path = _cache_file(dataset, model, kept, str(accelerator.mixed_precision))
     # A node with a disk of its own may lack the file that another has.
     if not all(gather_object([path.is_file()])):
         columns = _compute(dataset, score, kept, accelerator, collator, batch_size, name)
@@ -94,8 +95,8 @@ def _response_parts(
         yield whole[len(prompt) :]
 
 
-def _cache_file(dataset: Dataset, model: Any, kept: slice) -> Path:
-    digest = hashlib.sha256(str(kept).encode())
+def _cache_file(dataset: Dataset, model: Any, kept: slice, precision: str) -> Path:
+    digest = hashlib.sha256(f"{kept} {precision}".encode())
     for batch in dataset.select_columns([*IDS]).with_format("numpy").iter(batch_size=1000):
         for column in IDS:
             for ids in batch[column]:
@@ -107,10 +108,14 @@ def _cache_file(dataset: Dataset, model: Any, kept: slice) -> Path:
 
 
 def weights_hash(model: Any) -> str:
-    """Hash of what the reference computes with: of a PEFT policy without a `ref` adapter the frozen weights only."""
+    """Hash of the configuration and the weights that the reference computes with.
+
+    Of a PEFT policy without a `ref` adapter these are the frozen weights only.
+    """
     base = getattr(model, "module", model)
     adapter_off = is_peft_model(base) and "ref" not in base.peft_config
-    digest = hashlib.sha256()
+    config = base.config.to_dict() | {"attention": base.config._attn_implementation, "_name_or_path": None}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in sorted(base.named_parameters()):
         if adapter_off and parameter.requires_grad:
             continue

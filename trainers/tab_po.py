@@ -10,9 +10,9 @@ from typing import Any
 
 from tokencredit.errors import InputError
 from tokencredit.losses import tab_po_loss
-from tokencredit.trainers.annotate import WEIGHTS
+from tokencredit.trainers.annotate import WEIGHTS, first_row
 from tokencredit.trainers.diagnostics import RATIOS
-from tokencredit.trainers.preference import PairLoss, PreferenceConfig, PreferenceTrainer
+from tokencredit.trainers.preference import PreferenceConfig, PreferenceTrainer
 
 
 @dataclass
@@ -37,14 +37,22 @@ class TABPOConfig(PreferenceConfig):
         default="all", metadata={"help": "Tokens that may be lifted.", "choices": ["all", "weighted"]}
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.tau <= 1:
-            raise InputError("tau", f"{self.tau} is no probability", "give 0 < tau <= 1")
-        if self.form == "sum" and self.token_weights is not None:
+    default_loss = staticmethod(tab_po_loss)  # type: ignore[assignment]
+    loss_settings = ("beta", "tau", "lam", "form", "barrier_scope")  # type: ignore[assignment]
+
+    @classmethod
+    def refuse(cls, values: Mapping[str, Any]) -> None:
+        """As the base class does, and the settings of TAB-PO."""
+        super().refuse(values)
+        tau, lam, form, weights = (values[name] for name in ("tau", "lam", "form", "token_weights"))
+        if not 0 < tau <= 1:
+            raise InputError("tau", f"{tau} is no probability", "give 0 < tau <= 1")
+        if lam is not None and not lam >= 0:
+            raise InputError("lam", f"{lam} is negative", "give 0 or more")
+        if form == "sum" and weights is not None:
             raise InputError("token_weights", "the sum form has no token weights", "remove them, or set form: weighted")
-        if self.barrier_scope == "weighted" and (self.token_weights is None or self.form == "sum"):
-            raise InputError("barrier_scope", "'weighted' without token weights", "set token_weights, or scope: all")
+        if values["barrier_scope"] == "weighted" and form == "sum":
+            raise InputError("barrier_scope", "'weighted' needs token weights", "set form: weighted, or scope: all")
 
 
 class TABPOTrainer(PreferenceTrainer):
@@ -62,23 +70,18 @@ class TABPOTrainer(PreferenceTrainer):
         "id": "2603.00025",
     }
 
+    config_class = TABPOConfig
     ratio_metrics: Mapping[str, tuple[str, str]] = {
         **RATIOS,
-        "gated_fraction": ("gated", "chosen_tokens"),
-        "barrier_to_preference": ("barrier_gradient", "preference_gradient"),
+        "gated_fraction": ("loss.gated", "chosen_tokens"),
+        "barrier_to_preference": ("loss.barrier_gradient", "loss.preference_gradient"),
     }
-
-    def default_loss(self) -> PairLoss:
-        """`tab_po_loss`."""
-        return tab_po_loss
-
-    def loss_settings(self) -> dict[str, Any]:
-        """What `tab_po_loss` is called with."""
-        settings: Any = self.args
-        return {name: getattr(settings, name) for name in ("beta", "tau", "lam", "form", "barrier_scope")}
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if args.form == "sum" and set(WEIGHTS) & set(dataset.column_names or ()):
+        weighted = set(WEIGHTS) <= set(first_row(dataset))
+        if args.form == "sum" and weighted:
             raise InputError("form", "'sum' has no token weights, and the data has them", "remove the columns")
+        if args.barrier_scope == "weighted" and not weighted:
+            raise InputError("barrier_scope", "'weighted' without token weights", "set token_weights, or scope: all")
         return dataset

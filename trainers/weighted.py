@@ -1,20 +1,31 @@
 """Token weights on TRL's own SFT and DPO losses: every log-probability is multiplied by its token's weight.
 
-Without `token_weights` these trainers are TRL's. Weights are brought to mean one per response (ours [O]), so that a
-loss keeps its scale and the unit of the raw weights does not matter.
+Without weights the losses are TRL's own. Weights are brought to mean one over the tokens that count of a sequence (ours
+[O]), so that a loss keeps its scale and the unit of the raw weights does not matter.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
+from tokencredit.data.weighters import from_recipe
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import DataCollatorForLanguageModeling, weigh_log_probs
-from tokencredit.trainers.annotate import SFT_WEIGHTS, annotate_completions, refuse_doubled_bos, truncation
+from tokencredit.trainers.annotate import (
+    SFT_WEIGHTS,
+    WEIGHTS,
+    annotate_completions,
+    first_row,
+    refuse_columns,
+    refuse_doubled_bos,
+    truncation,
+)
 from tokencredit.trainers.pairs import TokenPairTrainer
 
 _METADATA = {"help": "Weights of response tokens."}
@@ -34,7 +45,15 @@ class WeightedDPOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.token_weights is not None and self.use_weighting:
+        self.refuse(vars(self))
+
+    @classmethod
+    def refuse(cls, values: Mapping[str, Any]) -> None:
+        """Check fields, without making a configuration: that would start the accelerator."""
+        if values["token_weights"] is None:
+            return
+        from_recipe(values["token_weights"])
+        if values["use_weighting"]:
             problem = "WPO takes its weights from log-probabilities without token weights"
             raise InputError("use_weighting", problem, "remove it or token_weights")
 
@@ -59,6 +78,12 @@ class WeightedDPOTrainer(TokenPairTrainer):
                 if model is not None:
                     weigh_log_probs(model)
 
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        if args.use_weighting and set(WEIGHTS) & set(first_row(dataset)):
+            problem = "the data has token weights, and WPO takes its own from log-probabilities without them"
+            raise InputError("use_weighting", problem, "remove it or the columns")
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         # Called while the base class is being constructed.
         self._use_token_collator()
@@ -80,10 +105,17 @@ class WeightedSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.token_weights is None:
+        self.refuse(vars(self))
+
+    @classmethod
+    def refuse(cls, values: Mapping[str, Any]) -> None:
+        """Check fields, without making a configuration: that would start the accelerator."""
+        if values["token_weights"] is None:
             return
+        from_recipe(values["token_weights"])
         # What would leave the weights out, with the value that asks for nothing.
         plain: dict[str, Any] = {
+            "dataset_kwargs": None,
             "packing": False,
             "padding_free": False,
             "assistant_only_loss": False,
@@ -91,9 +123,8 @@ class WeightedSFTConfig(SFTConfig):
             "label_smoothing_factor": 0.0,
         }
         for name, value in plain.items():
-            if getattr(self, name) != value:
-                problem = f"{getattr(self, name)!r} does not go with token_weights"
-                raise InputError(name, problem, "remove one of them")
+            if values[name] != value:
+                raise InputError(name, f"{values[name]!r} does not go with token_weights", "remove one of them")
 
 
 @dataclass
@@ -115,6 +146,7 @@ class WeightedSFTTrainer(SFTTrainer):
     """TRL's SFT trainer; with token weights the loss is −Σ w̃_t ℓ_t over the number of tokens, w̃ of mean one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._prepared: set[str] = set()
         super().__init__(*args, **kwargs)
         settings: Any = self.args
         if settings.token_weights is None:
@@ -137,22 +169,30 @@ class WeightedSFTTrainer(SFTTrainer):
         if formatting_func is not None or packing:
             raise InputError("token_weights", "packing and formatting_func do not go with them", "remove them")
         # Weights are made of the whole response, so what TRL cuts is cut afterwards.
+        if getattr(dataset, "_fingerprint", None) in self._prepared:
+            return dataset  # `evaluate` was given what this trainer holds
+        refuse_columns(dataset, [SFT_WEIGHTS])
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
         dataset = super()._prepare_dataset(dataset, processing_class, whole, packing, None, dataset_name)
         refuse_doubled_bos(dataset, self._tokenizer)
         kept = truncation(args.max_length, args.truncation_mode)
+        keywords = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
         if args.max_length is not None:
-            dataset = dataset.filter(lambda row: any(label != -100 for label in row["labels"][kept]))
-        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            with PartialState().main_process_first():
+                dataset = dataset.filter(lambda row: any(label != -100 for label in row["labels"][kept]), **keywords)
+        if not first_row(dataset):
             problem = f"{args.max_length} leaves no completion token in any row of the {dataset_name} data"
             raise InputError("max_length", problem, "raise it above the length of the prompts")
         dataset = annotate_completions(
             dataset, self._tokenizer, args.token_weights, kept=kept, num_proc=args.dataset_num_proc
         )
         columns = ("input_ids", "labels", SFT_WEIGHTS)
-        dataset = dataset.map(lambda row: {column: row[column][kept] for column in columns})
-        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+        with PartialState().main_process_first():
+            dataset = dataset.map(lambda row: {column: row[column][kept] for column in columns}, **keywords)
+        dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+        self._prepared.add(getattr(dataset, "_fingerprint", ""))
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]

@@ -94,6 +94,32 @@ def test_chat(tokenizer: Any, text: str) -> None:
     assert all(start == end for start, end in offsets[-closing:]), "the template's own tokens have no width"
 
 
+@pytest.mark.parametrize("answer", ["k", "yes", "think", "</s>"])
+def test_words_of_the_template_or_an_earlier_turn_are_not_the_answer(tokenizer: Any, answer: str) -> None:
+    """The answer's characters also stand in a thinking block, in the tags and in an earlier answer."""
+    thinking = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    block = "{% if m.role == 'assistant' %}<think>k</think>{% endif %}{{ m.content }}"
+    thinking.chat_template = TEMPLATE.replace("{{ m.content }}", block)
+    prompt = [{"role": "user", "content": "yes?"}]
+    turns = [answer, "sure?", answer]
+    response = [{"role": r, "content": c} for r, c in zip(("assistant", "user", "assistant"), turns, strict=True)]
+    prompt_ids, ids = split(thinking, prompt, response)
+    text, offsets = response_offsets(thinking, prompt, response, prompt_ids, ids)
+    assert text == answer
+    inside = [token for token, (start, end) in zip(ids, offsets, strict=True) if start < end]
+    after = thinking.apply_chat_template([*prompt, *response], tokenize=False)
+    assert after.endswith(f"</think>{answer}</s>")
+    last = max(place for place, (start, end) in enumerate(offsets) if start < end)
+    assert thinking.decode(ids[last + 1 :]) == "</s>"
+    assert len(inside) <= len(answer)
+
+
+def test_content_that_is_no_text_is_refused(tokenizer: Any) -> None:
+    response = [{"role": "assistant", "content": None}]
+    with pytest.raises(InputError, match="the response 'None' is no text"):
+        response_offsets(tokenizer, [{"role": "user", "content": "q"}], response, [], [])
+
+
 def test_template_that_changes_the_text_is_refused(tokenizer: Any) -> None:
     trimming = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     trimming.chat_template = TEMPLATE.replace("m.content", "m.content | trim | upper")

@@ -1,7 +1,10 @@
 """Weights and classes in the rows: what is refused, what is said, and what is reused between runs."""
 
+import importlib
 import logging
 import math
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tokencredit.trainers.pairs import MOST_CLASSES, class_names
 from tokencredit.trainers.tab_po import TABPOConfig, TABPOTrainer
 
 COMMON: dict[str, Any] = SHORT_RUN | {"use_cpu": True, "bf16": False, "disable_tqdm": True}
+STREAM = {name: value for name, value in COMMON.items() if name != "max_steps"}
 PAIR = {"prompt": "Ada asks: ", "chosen": "Grace", "rejected": "Alan!"}
 
 
@@ -26,6 +30,10 @@ def zeros(example: Any, text: str, offsets: Any) -> list[float]:
 
 def one_short(example: Any, text: str, offsets: Any) -> list[float]:
     return [1.0] * (len(offsets) - 1)
+
+
+def two_arguments(example: Any, text: str) -> list[float]:
+    return []
 
 
 def not_a_number(example: Any, text: str, offsets: Any) -> list[float]:
@@ -64,6 +72,16 @@ def span(start: int, end: int, **more: Any) -> dict[str, Any]:
             "has a column 'chosen_weights' already",
         ),
         ({"rejected": "Grace"}, {}, "chosen and rejected of row 0 are the same"),
+        ({"chosen_classes": ["a"]}, {}, "the data has a column 'chosen_classes', which is made here"),
+        ({"ref_chosen_token_logps": [0.0]}, {}, "the data has a column 'ref_chosen_token_logps'"),
+        ({"chosen_weights": [1.0] * 6}, {}, "the data has 'chosen_weights' only"),
+        ({"chosen_weights": None, "rejected_weights": None}, {}, "'None' are the weights of the chosen response"),
+        ({"chosen_weights": "1", "rejected_weights": "1"}, {}, "'1' are the weights of the chosen response"),
+        ({"chosen_spans": "0-2"}, {"token_weights": {"spans": True}}, "'0-2' in the chosen response .* is no list of"),
+        (span(0, 2, label=3, weight=1.0), {"token_weights": {"spans": True}}, "3 in the chosen .* cannot be a label"),
+        ({"prompt": ""}, {"max_length": 1}, "leaves no scored token of the chosen response"),
+        ({}, {"token_weights": function("two_arguments")}, "cannot be called .*; take example, text and offsets"),
+        ({}, {"barrier_scope": "weighted"}, "barrier_scope: 'weighted' without token weights"),
     ],
 )
 def test_wrong_weights_are_refused(
@@ -118,6 +136,47 @@ def test_alarms_sound_once_each_and_again_when_the_result_is_reused(
         assert [line.split(":")[0] for line in said] == ["response is not JSON", "no weighted token in a response"]
         fingerprints.append(trainer.train_dataset._fingerprint)  # type: ignore[union-attr]
     assert fingerprints[0] == fingerprints[1], "the same data, tokenizer and weights are annotated once"
+
+
+def test_a_function_that_changed_is_run_again(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A function is known by its name only, so that what it returned in an earlier run says nothing."""
+    Dataset.from_list([PAIR]).to_json(tmp_path / "rows.jsonl")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for weight in (2.0, 3.0):
+        (tmp_path / "changing_weights.py").write_text(
+            f"def weigh(example, text, offsets):\n    return [{weight}] * len(offsets)\n"
+        )
+        sys.modules.pop("changing_weights", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        data = Dataset.from_json(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache"))
+        args = TABPOConfig(output_dir=str(tmp_path), token_weights={"function": "changing_weights:weigh"}, **COMMON)
+        trainer = TABPOTrainer(str(tiny_model), args=args, train_dataset=data)
+        found.append(max(trainer.train_dataset[0]["chosen_weights"]))  # type: ignore[index]
+    assert found == [2.0, 3.0]
+
+
+def test_alarms_sound_for_streams_too(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = weighters.Alarms()
+    monkeypatch.setattr(annotate, "ALARMS", heard)
+    rows = Dataset.from_list([PAIR] * 16).to_iterable_dataset()
+    args = TABPOConfig(output_dir=str(tmp_path), token_weights={"json": {"[].code": 1.1}}, max_steps=1, **STREAM)
+    with caplog.at_level(logging.WARNING, logger="tokencredit"):
+        TABPOTrainer(str(tiny_model), args=args, train_dataset=rows).train()
+    assert sum("response is not JSON" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_evaluating_the_trainers_own_data_is_fine(tiny_model: Path, tmp_path: Path) -> None:
+    args = TABPOConfig(output_dir=str(tmp_path), token_weights={"differing": 1.2}, **COMMON)
+    rows = Dataset.from_list([PAIR | {"prompt": f"{i}"} for i in range(3)])
+    for precompute in (False, True):
+        args.precompute_ref_log_probs = precompute
+        trainer = TABPOTrainer(str(tiny_model), args=args, train_dataset=rows, eval_dataset=rows)
+        again = trainer.evaluate(trainer.eval_dataset)
+        assert again["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])
 
 
 def test_other_weights_are_not_taken_from_an_earlier_run(tiny_model: Path, tmp_path: Path) -> None:

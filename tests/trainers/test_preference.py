@@ -18,6 +18,7 @@ from tokencredit.trainers.preference import PreferenceConfig, PreferenceTrainer
 from tokencredit.trainers.tab_po import TABPOConfig, TABPOTrainer
 
 COMMON: dict[str, Any] = SHORT_RUN | {"use_cpu": True, "bf16": False, "disable_tqdm": True, "beta": 0.5}
+CLASSES = ("scaffold", "code", "subcode", "span")
 WEIGHTS = {"json": {"[].code": 1.1, "[].subcode": 1.2, "[].span": 1.1}, "differing": 1.2}
 
 
@@ -26,7 +27,12 @@ def squared(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A reference-free loss with a metric per pair and one per token."""
     margin = (chosen_logps * chosen_mask).sum(-1) - (rejected_logps * rejected_mask).sum(-1)
-    return (margin - target) ** 2, {"my/margin": margin.detach(), "surprise": -chosen_logps.detach()}
+    # "margin" is also a name of the trainer's own sums.
+    return (margin - target) ** 2, {
+        "my/margin": margin.detach(),
+        "surprise": -chosen_logps,
+        "margin": 7 + 0 * chosen_logps,
+    }
 
 
 def takes_all(**tensors: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -47,6 +53,22 @@ def scalar(chosen_logps: Tensor) -> Any:
     return chosen_logps.sum(), {}
 
 
+def wrong_metric(chosen_logps: Tensor) -> Any:
+    return chosen_logps.sum(-1), {"x": torch.zeros(3)}
+
+
+def number_as_metric(chosen_logps: Tensor) -> Any:
+    return chosen_logps.sum(-1), {"x": 1.0}
+
+
+def constant(chosen_logps: Tensor) -> Any:
+    return torch.zeros(len(chosen_logps)), {}
+
+
+def unnamed(chosen_logps: Tensor, /) -> Any:
+    return chosen_logps.sum(-1), {}
+
+
 def bare(chosen_logps: Tensor) -> Any:
     return chosen_logps.sum(-1)
 
@@ -54,7 +76,7 @@ def bare(chosen_logps: Tensor) -> Any:
 def build(model: Path, run: Path, kind: Any = PreferenceTrainer, config: Any = PreferenceConfig, **keys: Any) -> Any:
     rows = keys.pop("rows", None) or Dataset.from_list(preferences(32))
     args = config(output_dir=str(run), **(COMMON | keys))
-    return kind(str(model), args=args, train_dataset=rows, eval_dataset=keys.get("evaluation"))
+    return kind(str(model), args=args, train_dataset=rows)
 
 
 def curve(trainer: Any, name: str = "loss") -> list[float]:
@@ -71,6 +93,8 @@ def test_a_loss_by_name_gets_the_tensors_it_names(loss: str, tiny_model: Path, t
 def test_a_loss_without_reference_runs_without_one(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     trainer = build(tiny_model, tmp_path, loss="tokencredit.losses:simpo_loss", loss_kwargs={"gamma": 0.5})
     assert trainer.ref_model is None
+    assert len(trainer.accelerator._models) == 0, "no second model was prepared"
+    assert not trainer.args.precompute_ref_log_probs
     monkeypatch.setattr(PreferenceTrainer, "_reference_logps", None)
     found = curve(trainer)
     assert found[-1] < found[0]
@@ -93,6 +117,7 @@ def test_metrics_of_a_loss_are_logged_per_pair_and_per_token(tiny_model: Path, t
     line = trainer.state.log_history[0]
     assert line["my/margin"] == pytest.approx((chosen.sum(-1) - rejected.sum(-1)).mean().item(), abs=1e-5)
     tokens = batch["completion_mask"][:8, 1:].sum()
+    assert line["margin"] == pytest.approx(7.0)
     assert line["surprise"] == pytest.approx((-chosen.sum() / tokens).item(), abs=1e-5)
 
 
@@ -105,8 +130,17 @@ def test_metrics_of_a_loss_are_logged_per_pair_and_per_token(tiny_model: Path, t
         ({"loss": f"{__name__}:needs_more"}, "needs 'temperature'; give it under loss_kwargs"),
         ({"loss": f"{__name__}:squared", "loss_kwargs": {"taget": 1}}, r"loss_kwargs.taget: .*it takes target"),
         ({"loss": f"{__name__}:squared", "loss_kwargs": {"chosen_mask": 1}}, "loss_kwargs.chosen_mask"),
-        ({"loss": f"{__name__}:scalar"}, r"loss: returned a loss of shape \[\] for 8 pairs"),
-        ({"loss": f"{__name__}:bare"}, "loss: returned Tensor"),
+        ({"loss": f"{__name__}:scalar"}, r"scalar returned a loss of shape \[\] for 8 pairs"),
+        ({"loss": f"{__name__}:wrong_metric"}, r"wrong_metric returned the metric 'x' of shape \[3\]"),
+        ({"loss": f"{__name__}:number_as_metric"}, "returned the metric 'x' of shape float"),
+        ({"loss": f"{__name__}:constant"}, "constant does not depend on the policy"),
+        ({"loss": f"{__name__}:unnamed"}, "unnamed takes parameters without a name"),
+        ({"loss": "builtins:max"}, "max does not say its parameters"),
+        (
+            {"loss": "tokencredit.losses:simpo_loss", "loss_kwargs": {"gamma": 1}, "precompute_ref_log_probs": True},
+            "no ref",
+        ),
+        ({"loss": f"{__name__}:bare"}, "bare returned Tensor"),
     ],
 )
 def test_a_loss_that_cannot_be_used_is_named(keys: Any, message: str, tiny_model: Path, tmp_path: Path) -> None:
@@ -181,10 +215,26 @@ def test_diagnostics_per_class_are_ratios_of_sums(batch: int, tiny_model: Path, 
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     trainer.train()
     line, expected = trainer.state.log_history[0], by_hand(trainer)
-    assert {name.split("/")[1] for name in expected} == {"scaffold", "code", "subcode", "span"}
+    assert {name.split("/")[1] for name in expected} == set(CLASSES)
     assert {name: line[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert sum(value for name, value in expected.items() if name.startswith("gradient_mass")) == pytest.approx(1)
-    assert 0 < line["gated_fraction"] <= 1
+    tokens = {name: sum(row["chosen_classes"].count(name) for row in trainer.train_dataset) for name in CLASSES}
+    gated = sum(expected[f"gated_fraction/{name}"] * count for name, count in tokens.items())
+    assert line["gated_fraction"] == pytest.approx(gated / sum(tokens.values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_short_last_batches_count_in_full(evaluation: bool, tiny_model: Path, tmp_path: Path) -> None:
+    """TRL's own figures, with accumulation over batches of 4, 4 and 1."""
+    lines = []
+    for kind, config, extra in ((DPOTrainer, DPOConfig, {}), (TABPOTrainer, TABPOConfig, {"form": "sum", "lam": 0.0})):
+        keys: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "max_steps": 1}
+        trainer = build(tiny_model, tmp_path, kind, config, rows=Dataset.from_list(preferences(9)), **keys, **extra)
+        trainer.train()
+        lines.append(trainer.evaluate(trainer.train_dataset) if evaluation else trainer.state.log_history[0])
+    prefix = "eval_" if evaluation else ""
+    for name in ("num_tokens", "loss", "rewards/margins", "logps/chosen", "logps/rejected", "rewards/accuracies"):
+        assert lines[1][prefix + name] == pytest.approx(lines[0][prefix + name], rel=1e-5, abs=1e-6), name
 
 
 def test_samples_can_be_read_without_the_model(tiny_model: Path, tmp_path: Path) -> None:

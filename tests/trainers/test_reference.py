@@ -69,7 +69,7 @@ def test_an_interrupted_computation_leaves_nothing(
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("change", ["model", "data", "truncation"])
+@pytest.mark.parametrize("change", ["model", "configuration", "precision", "data", "truncation"])
 def test_other_numbers_for_another_reference(change: str, cache: Path, tiny_model: Path, tmp_path: Path) -> None:
     build(str(tiny_model), tmp_path / "run")
     known = set(cache.iterdir())
@@ -78,8 +78,14 @@ def test_other_numbers_for_another_reference(change: str, cache: Path, tiny_mode
         model = AutoModelForCausalLM.from_pretrained(tiny_model)
         with torch.no_grad():
             model.get_input_embeddings().weight[3, 3] += 1e-3
+    if change == "configuration":
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, rms_norm_eps=1e-3)
     build(
-        model, tmp_path / "run", rows=11 if change == "data" else 12, max_length=18 if change == "truncation" else 1024
+        model,
+        tmp_path / "run",
+        bf16=change == "precision",
+        rows=11 if change == "data" else 12,
+        max_length=18 if change == "truncation" else 1024,
     )
     new = set(cache.iterdir()) - known
     assert len(new) == (1 if change == "data" else 2), "the evaluation data did not change with the training data"

@@ -207,6 +207,7 @@ def test_recipes_take_token_weights(trainer: str, recipe_text: dict[str, Any], d
     ("keys", "message"),
     [
         ({"packing": True}, "packing: True does not go with token_weights"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "dataset_kwargs: .* does not go"),
         ({"loss_type": "dft"}, "loss_type: 'dft' does not go with token_weights"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: 0.1 does not go"),
         ({"assistant_only_loss": True}, "assistant_only_loss: True does not go"),
@@ -226,6 +227,12 @@ def test_wpo_with_token_weights_is_refused(tmp_path: Path) -> None:
 def test_weights_need_prompt_and_completion(tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"text": "Ada asks"}]
     with pytest.raises(InputError, match="no prompt and completion"):
+        sft(WeightedSFTTrainer, WeightedSFTConfig, tiny_model, tmp_path, rows, token_weights=ONES)
+
+
+def test_weights_in_sft_data_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [row | {"token_weights": [1.0]} for row in answers(8)]
+    with pytest.raises(InputError, match="the data has a column 'token_weights', which is made here"):
         sft(WeightedSFTTrainer, WeightedSFTConfig, tiny_model, tmp_path, rows, token_weights=ONES)
 
 
