@@ -318,7 +318,7 @@ def test_the_loss_sees_float32_log_probs_of_a_bfloat16_model(
         seen.update({name: value for name, value in given.items() if name.endswith("_logps")})
         return tab_po_loss(**given)
 
-    monkeypatch.setattr("tokencredit.trainers.tab_po.tab_po_loss", spy)
+    monkeypatch.setattr(TABPOConfig, "default_loss", staticmethod(spy))
     args = TABPOConfig(output_dir=str(tmp_path), model_init_kwargs={"dtype": "bfloat16"}, **RUN)
     trainer = TABPOTrainer(str(tiny_model), args=args, train_dataset=Dataset.from_list(preferences(8)))
     batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
