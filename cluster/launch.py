@@ -14,10 +14,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from tokencredit.cluster.plan import Plan, cpu_count, resolve
-from tokencredit.cluster.preflight import LOCK, RECIPE_FILE, Preflight, check, is_unused
+from tokencredit.cluster.preflight import LOCK, Preflight, check, is_unused
 from tokencredit.cluster.processes import die_with_parent
 from tokencredit.cluster.quiet import quieten
 from tokencredit.errors import InputError
+from tokencredit.recipes.files import RECIPE_FILE
 from tokencredit.recipes.init_model import INITIAL_MODEL, write_initial_model
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.callbacks import write_whole
@@ -33,7 +34,7 @@ def prepare(recipe: Recipe, *, dry_run: bool = False) -> tuple[Recipe, Plan, Pre
         InputError: When the recipe cannot run here.
     """
     quieten()
-    _import_from_working_directory()
+    import_from_working_directory()
     recipe, plan, notes = resolve(recipe)
     found = check(recipe, plan, dry_run=dry_run)
     found.notes = notes + found.notes
@@ -176,7 +177,7 @@ def _run_accelerate(plan: Plan, command: list[str]) -> int:
             raise
 
 
-def _import_from_working_directory() -> None:
+def import_from_working_directory() -> None:
     """Functions named in a recipe may live in the working directory; installed packages come first."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

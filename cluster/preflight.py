@@ -1,7 +1,7 @@
 """Everything about a recipe that can be known before anything is written or any process starts."""
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -11,14 +11,13 @@ from tokencredit.cluster.plan import Plan
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import metric_function, peft_config
 from tokencredit.recipes.data import RecipeData, load_data
-from tokencredit.recipes.files import load_yaml
+from tokencredit.recipes.files import RECIPE_FILE, load_yaml
 from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.callbacks import read_metrics
 from tokencredit.trainers.checkpoints import MANIFEST, SAVED_LAST, is_finished, latest_complete, read_manifest
 from tokencredit.trainers.task_metric import answer_text
 
-RECIPE_FILE = "recipe.yaml"
 LOCK = ".lock"
 # What a run writes before its first step; a folder with nothing else in it counts as unused.
 _PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp", LOCK}
@@ -59,6 +58,7 @@ def check(recipe: Recipe, plan: Plan, *, dry_run: bool = False) -> Preflight:
     _resume(recipe, plan, found)
     _check_reporting(recipe)
     peft_config(recipe)
+    _check_settings(recipe)
     tokenizer = _check_model(recipe, found, dry_run)
     try:
         found.data = load_data(recipe)
@@ -159,6 +159,18 @@ def _has_ended(run: Path, max_steps: int, num_train_epochs: float) -> bool:
     if last is None:
         return False
     return bool(last["step"] >= max_steps if max_steps > 0 else last["epoch"] >= num_train_epochs)
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """What the trainer's configuration refuses by itself, before anything is started."""
+    config = recipe.method.config_class()
+    refuse = getattr(config, "refuse", None)
+    if refuse is not None:
+        defaults = {
+            item.name: item.default if item.default_factory is MISSING else item.default_factory()
+            for item in fields(config)
+        }
+        refuse(defaults | recipe.training)
 
 
 def _check_named(folder: Path, found: Preflight) -> None:

@@ -16,6 +16,9 @@ _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": 
 
 BUILTIN = {"us_addresses"}
 
+CONFUSION_SUFFIX = ".confusion.json"
+"""Ends the name of what `tokencredit pairs` writes beside its pairs, which is no data to train on."""
+
 
 def builtin_folder(name: str) -> Path:
     """Where a built-in dataset's `<split>.jsonl` files lie."""
@@ -66,6 +69,10 @@ def _load_local(path: Path, split: str, config: str | None, streaming: bool) -> 
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _slice_saved(datasets.load_from_disk(str(path)), split)
+        if any(path.glob(f"*{CONFUSION_SUFFIX}")):
+            # The library would take `train.jsonl.confusion.json` for a part of the split `train`.
+            pairs = {file.stem: str(file) for file in sorted(path.glob("*.jsonl"))}
+            return datasets.load_dataset("json", data_files=pairs, split=split, streaming=streaming)
         return datasets.load_dataset(str(path), config, split=split, streaming=streaming)
     if not path.is_file():
         raise InputError("dataset_name", f"no file or folder {str(path)!r}", "give a path that exists")

@@ -3,13 +3,33 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tokencredit.data.records import DEFAULT_FIELDS, Record, RecordFields, parse_records
 from tokencredit.errors import InputError
 
 LEVELS = ("label", "sublabel", "span_exact", "span_relaxed", "record")
+NAME_LEVELS = ("label", "sublabel")
 JACCARD = 0.6
 
+COUNTS = (
+    "valid_json",
+    "exact",
+    "documents",
+    *(f"{level}_{kind}" for level in LEVELS for kind in ("tp", "fp", "fn")),
+)
+"""What is counted in a document, in the order of the columns of `count_matrix`."""
+
+FIGURES = (
+    "valid_json",
+    "exact",
+    *(f"{level}_{part}" for level in LEVELS for part in ("precision", "recall", "f1")),
+)
+"""What the counts become, in the order of the last axis of `figures`."""
+
 Counts = dict[str, int]
+Name = tuple[str, ...]
 
 
 def json_records(
@@ -65,14 +85,36 @@ def count_records(
     if not predictions or len(predictions) != len(references):
         problem = f"{len(predictions)} predictions for {len(references)} references"
         raise InputError("predictions", problem, "give one prediction per reference, and at least one")
-    counts = []
-    for index, (prediction, text) in enumerate(zip(predictions, references, strict=True)):
-        reference = parse_records(text, fields)
-        if reference is None:
+    return [
+        document_counts(parse_records(prediction, fields), gold, fields=fields)
+        for prediction, gold in zip(predictions, parse_references(references, fields), strict=True)
+    ]
+
+
+def parse_references(
+    references: Sequence[str], fields: RecordFields = DEFAULT_FIELDS, *, where: str = "references"
+) -> list[list[Record]]:
+    """Read the records of reference texts, which unlike predictions must parse.
+
+    Args:
+        references: Reference texts, one per document.
+        fields: The records' keys.
+        where: What an error message calls the texts.
+
+    Returns:
+        The records of each document.
+
+    Raises:
+        InputError: A reference does not parse.
+    """
+    parsed = []
+    for index, text in enumerate(references):
+        records = parse_records(text, fields)
+        if records is None:
             problem = f"{text[:80]!r} is not JSON with records"
-            raise InputError(f"references[{index}]", problem, f"give a list of objects with {', '.join(fields.names)}")
-        counts.append(document_counts(parse_records(prediction, fields), reference, fields=fields))
-    return counts
+            raise InputError(f"{where}[{index}]", problem, f"give a list of objects with {', '.join(fields.names)}")
+        parsed.append(records)
+    return parsed
 
 
 def document_counts(
@@ -93,8 +135,8 @@ def document_counts(
     gold = [fields.triple(record) for record in reference]
     spans, gold_spans = [span for *_, span in predicted], [span for *_, span in gold]
     return {
-        **_level("label", *_shared({t[0] for t in predicted}, {t[0] for t in gold})),
-        **_level("sublabel", *_shared({t[:2] for t in predicted}, {t[:2] for t in gold})),
+        **_level("label", *_shared(names(prediction, "label", fields), names(reference, "label", fields))),
+        **_level("sublabel", *_shared(names(prediction, "sublabel", fields), names(reference, "sublabel", fields))),
         **_level("span_exact", _equal_spans(spans, gold_spans).total(), len(spans), len(gold_spans)),
         **_level("span_relaxed", _relaxed_matches(spans, gold_spans), len(spans), len(gold_spans)),
         **_level("record", *_shared(predicted, gold)),
@@ -113,17 +155,89 @@ def scores(counts: Iterable[Counts]) -> dict[str, float]:
     Returns:
         Precision, recall and F1 per level, `valid_json` and `exact`.
     """
-    total: Counter[str] = Counter()
-    for document in counts:
-        total.update(document)
-    result = {name: total[name] / total["documents"] for name in ("valid_json", "exact")}
-    for level in LEVELS:
-        tp, fp, fn = (total[f"{level}_{kind}"] for kind in ("tp", "fp", "fn"))
-        vacuous = 1.0 if tp + fp + fn == 0 else 0.0
-        result[f"{level}_precision"] = tp / (tp + fp) if tp + fp else vacuous
-        result[f"{level}_recall"] = tp / (tp + fn) if tp + fn else vacuous
-        result[f"{level}_f1"] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else vacuous
-    return result
+    total = figures(count_matrix(list(counts)).sum(axis=0))
+    return dict(zip(FIGURES, total.tolist(), strict=True))
+
+
+def count_matrix(counts: Sequence[Counts]) -> NDArray[np.int64]:
+    """Lay out counts so that any weighted sum of documents is one product.
+
+    Args:
+        counts: What `document_counts` returned for each of `N` documents.
+
+    Returns:
+        `[N, len(COUNTS)]`.
+    """
+    return np.array([[document[name] for name in COUNTS] for document in counts], dtype=np.int64)
+
+
+def figures(totals: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Turn summed counts into the numbers that `json_records` describes, any number of sums at once.
+
+    Args:
+        totals: `[..., len(COUNTS)]`, each the sum of the rows of `count_matrix` of at least one document.
+
+    Returns:
+        `[..., len(FIGURES)]`.
+    """
+    sums = np.asarray(totals, dtype=np.float64)
+    rates = sums[..., :2] / sums[..., 2:3]
+    by_level = sums[..., 3:].reshape(*sums.shape[:-1], len(LEVELS), 3)
+    return np.concatenate([rates, ratios(by_level).reshape(*sums.shape[:-1], -1)], axis=-1)
+
+
+def ratios(counts: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Precision, recall and F1 of true positives, false positives and false negatives.
+
+    Args:
+        counts: `[..., 3]`: true positives, false positives, false negatives.
+
+    Returns:
+        `[..., 3]`: precision, recall, F1; without denominator 0, and all 1 where there are no counts at all [O].
+    """
+    tp, fp, fn = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
+    vacuous = np.where(tp + fp + fn == 0, 1.0, 0.0)
+
+    def ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(whole > 0, part / np.where(whole > 0, whole, 1), vacuous)
+
+    return np.stack([ratio(tp, tp + fp), ratio(tp, tp + fn), ratio(2 * tp, 2 * tp + fp + fn)], axis=-1)
+
+
+def names(records: Iterable[Record] | None, level: str, fields: RecordFields = DEFAULT_FIELDS) -> set[Name]:
+    """The different names in one document.
+
+    Args:
+        records: Its records; None, an answer that did not parse, has none.
+        level: `label` or `sublabel`.
+        fields: The records' keys.
+
+    Returns:
+        `(label,)` or `(label, sublabel)` of each.
+    """
+    parts = {"label": 1, "sublabel": 2}[level]
+    return {fields.triple(record)[:parts] for record in records or ()}
+
+
+def name_counts(
+    predictions: Sequence[set[Name]], references: Sequence[set[Name]], columns: Sequence[Name]
+) -> NDArray[np.int64]:
+    """Count agreement per name, multi-hot per document; summed over `columns` these are the counts of the level.
+
+    Args:
+        predictions: What `names` found in each of `N` predictions.
+        references: The same of the references.
+        columns: All names that occur in either, `L` of them.
+
+    Returns:
+        `[N, L, 3]`: true positives, false positives, false negatives, each 0 or 1.
+    """
+    shape = len(references), len(columns)
+    predicted, gold = (
+        np.array([name in found for found in side for name in columns], dtype=bool).reshape(shape)
+        for side in (predictions, references)
+    )
+    return np.stack([predicted & gold, predicted & ~gold, ~predicted & gold], axis=-1).astype(np.int64)
 
 
 def spans_agree(a: str, b: str) -> bool:

@@ -5,7 +5,8 @@ TAB-PO (arXiv 2603.00025). A gold answer is rewritten by one of five strategies,
 row-normalised confusion counts of an earlier model [C]. Our choices [O]: one record is changed per negative; it is
 one whose name has measured confusions, and only in a document without any is everything permitted equally likely;
 when a label changes, its sub-label stays if it is allowed there; an added record has a random word of the text as
-its span and a random label and sub-label.
+its span and a random label and sub-label; a sixth strategy, `span`, whose share is 0 unless asked for, moves a
+span's boundary by one word.
 """
 
 import random
@@ -15,14 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from tokencredit.data.json_values import json_values
-from tokencredit.data.records import DEFAULT_FIELDS, Record, RecordFields, locate
+from tokencredit.data.boundaries import other_boundaries
+from tokencredit.data.records import DEFAULT_FIELDS, Record, RecordFields, field_spans, locate
 from tokencredit.data.serialise import to_json
-from tokencredit.data.spans import Span
 from tokencredit.errors import InputError
 
 STRATEGY_MIX: Mapping[str, float] = {"label": 0.25, "sublabel": 0.35, "both": 0.20, "missing": 0.08, "added": 0.12}
 """Published share of each strategy [C, P]."""
+
+STRATEGIES = (*STRATEGY_MIX, "span")
+"""Every strategy that a mix may name."""
 
 Ontology = Mapping[str, Sequence[str]]
 Rows = Mapping[str, Mapping[str, float]]
@@ -45,7 +48,7 @@ class Negative:
 
     Args:
         records: Its records, valid under the ontology.
-        strategy: What was done to the gold records, a key of `STRATEGY_MIX`.
+        strategy: What was done to the gold records, one of `STRATEGIES`.
     """
 
     records: list[Record]
@@ -119,7 +122,8 @@ def make_negative(
         labels: Confusion counts of labels.
         sublabels: Confusion counts of sub-labels.
         rng: Source of all randomness; the same state gives the same negative.
-        text: The document, from which an added record takes its span; without it the span of another record is reused.
+        text: The document, from which an added or changed span is taken; without it an added record reuses the span
+            of another one, and no span is changed.
         mix: Share of each strategy, in any unit.
         fields: The records' keys.
 
@@ -130,9 +134,9 @@ def make_negative(
         InputError: The mix names an unknown strategy or holds a negative share; or no count is of two names in the
             ontology, so that the table would never be used.
     """
-    wrong = {name: share for name, share in mix.items() if name not in STRATEGY_MIX or not share >= 0}
+    wrong = {name: share for name, share in mix.items() if name not in STRATEGIES or not share >= 0}
     if wrong:
-        raise InputError("mix", f"{wrong} cannot be used", f"give shares >= 0 of {', '.join(STRATEGY_MIX)}")
+        raise InputError("mix", f"{wrong} cannot be used", f"give shares >= 0 of {', '.join(STRATEGIES)}")
     _check_rows("labels", labels, set(ontology))
     _check_rows("sublabels", sublabels, {name for names in ontology.values() for name in names})
     rewriter = _Rewriter(ontology, labels, sublabels, rng, fields)
@@ -147,28 +151,50 @@ def make_negative(
 
 
 def pair(
-    prompt: str, records: Sequence[Record], negative: Negative, *, fields: RecordFields = DEFAULT_FIELDS
+    prompt: Any, records: Sequence[Record], negative: Negative, *, fields: RecordFields = DEFAULT_FIELDS
 ) -> dict[str, Any]:
     """Build one preference pair; both responses are JSON lists written by `to_json`.
 
     Args:
-        prompt: What the model is asked, the document in it.
+        prompt: What the model is asked, the document in it: text, or chat messages.
         records: Gold records, the chosen response.
         negative: The rejected response.
         fields: The records' keys.
 
     Returns:
-        `prompt`, `chosen`, `rejected`, `strategy`, and `chosen_spans` and `rejected_spans`: where each label,
-        sub-label and span stands in its response, labelled with its key.
+        What `text_pair` returns.
     """
-    chosen, rejected = to_json(list(records)), to_json(negative.records)
+    return text_pair(prompt, to_json(list(records)), to_json(negative.records), negative.strategy, fields=fields)
+
+
+def text_pair(
+    prompt: Any, chosen: str, rejected: str, strategy: str, *, fields: RecordFields = DEFAULT_FIELDS
+) -> dict[str, Any]:
+    """Lay out one preference pair.
+
+    Args:
+        prompt: Text, or chat messages.
+        chosen: The better response.
+        rejected: The worse response.
+        strategy: How the pair came about.
+        fields: The keys of records in the responses.
+
+    Returns:
+        `prompt`, `chosen` and `rejected`, the responses as messages where the prompt is; `strategy`; and
+        `chosen_spans` and `rejected_spans`: where each label, sub-label and span stands in the response's text,
+        labelled with its key, or nothing if the response is no JSON with records.
+    """
+
+    def response(text: str) -> Any:
+        return [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text
+
     return {
         "prompt": prompt,
-        "chosen": chosen,
-        "rejected": rejected,
-        "strategy": negative.strategy,
-        "chosen_spans": _field_spans(chosen, fields),
-        "rejected_spans": _field_spans(rejected, fields),
+        "chosen": response(chosen),
+        "rejected": response(rejected),
+        "strategy": strategy,
+        "chosen_spans": field_spans(chosen, fields),
+        "rejected_spans": field_spans(rejected, fields),
     }
 
 
@@ -185,6 +211,8 @@ class _Rewriter:
             return self._remove(records)
         if strategy == "added":
             return self._add(records, text)
+        if strategy == "span":
+            return self._change_span(records, text)
         if strategy == "sublabel":
             return self._change_sublabel(records)
         return self._change_label(records, keep_sublabel=strategy == "label")
@@ -240,6 +268,24 @@ class _Rewriter:
                 return [*records[:index], added, *records[index:]]
         return None
 
+    def _change_span(self, records: Sequence[Record], text: str | None) -> list[Record] | None:
+        if text is None:
+            return None
+        spans: list[str] = [record[self.fields.span] for record in records]
+        # Spans that do not follow one another are looked for one by one; those that are empty have no boundary.
+        places = locate(text, spans) or [(text.find(span), text.find(span) + len(span)) for span in spans]
+        known = {self.fields.triple(record) for record in records}
+        choices = []
+        for index, (start, end) in enumerate(places):
+            names = self.fields.triple(records[index])[:2]
+            others = other_boundaries(text, start, end) if 0 <= start < end else []
+            choices.append((index, [span for span in others if (*names, span) not in known]))
+        possible = [choice for choice in choices if choice[1]]
+        if not possible:
+            return None
+        index, others = self.rng.choice(possible)
+        return self._replace(records, index, {self.fields.span: self.rng.choice(others)})
+
     def _places(self, records: Sequence[Record], text: str | None) -> list[tuple[int, str]]:
         """Spans that an added record may have, each with its index in the list of records."""
         spans: list[str] = [record[self.fields.span] for record in records]
@@ -268,15 +314,6 @@ class _Rewriter:
             return None
         index, counts = self.rng.choice(measured or uniform)
         return index, self.rng.choices(list(counts), list(counts.values()))[0]
-
-
-def _field_spans(response: str, fields: RecordFields) -> list[Span]:
-    """Where the three fields of every record stand in a JSON list of records."""
-    return [
-        {"start": value.start, "end": value.end, "label": str(value.path[1])}
-        for value in json_values(response)
-        if len(value.path) == 2 and value.path[1] in fields.names
-    ]
 
 
 def _check_rows(where: str, rows: Rows, known: set[str]) -> None:

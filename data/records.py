@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokencredit.data.json_values import json_values
+from tokencredit.data.spans import Span
 
 Record = dict[str, Any]
 
@@ -70,6 +71,27 @@ def ontology(documents: Iterable[Sequence[Record]], fields: RecordFields = DEFAU
     for label, sublabel in sorted(pairs):
         allowed.setdefault(label, []).append(sublabel)
     return allowed
+
+
+def field_spans(response: str, fields: RecordFields = DEFAULT_FIELDS) -> list[Span]:
+    """Say where the parts of every record stand in a JSON answer.
+
+    Args:
+        response: The answer, of a shape that `parse_records` reads.
+        fields: The records' keys.
+
+    Returns:
+        One span per label, sub-label and piece of evidence, labelled with its key, in order of appearance; none if
+        the answer has no such shape.
+    """
+    if parse_records(response, fields) is None:
+        return []
+    return [
+        {"start": value.start, "end": value.end, "label": str(value.path[-1])}
+        for value in json_values(response)
+        # `[0].code`, or `results[0].code` in an object with one field; what lies deeper inside a record is its own.
+        if len(value.path) in (2, 3) and isinstance(value.path[-2], int) and value.path[-1] in fields.names
+    ]
 
 
 def locate(text: str, spans: Iterable[str]) -> list[tuple[int, int]] | None:

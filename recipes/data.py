@@ -8,7 +8,7 @@ from tokencredit.data.augment import augment
 from tokencredit.data.loading import load_split
 from tokencredit.data.serialise import to_json
 from tokencredit.errors import InputError
-from tokencredit.recipes.schema import Recipe
+from tokencredit.recipes.schema import OwnKeys, Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,7 +103,29 @@ def _augmented(recipe: Recipe, train: Any) -> Any:
 def _ready(recipe: Recipe, name: str, dataset: Any) -> Any:
     if next(iter(dataset), None) is None:
         raise InputError("dataset_name", f"the {name} data has no rows", "give data with at least one row")
-    own = recipe.own
+    dataset = with_own_columns(recipe.own, name, dataset)
+    columns = set(next(iter(dataset)))
+    _check_columns(recipe, name, columns)
+    if {"prompt", "completion"} <= columns and _text_field(recipe) in columns:
+        # TRL's SFT would add the end-of-text token to that column instead of the completion, and a model that
+        # never sees it never stops.
+        dataset = dataset.remove_columns(_text_field(recipe))
+        columns.remove(_text_field(recipe))
+    check_types(name, dataset, {*_TEXT_COLUMNS, _text_field(recipe)} & columns)
+    return dataset
+
+
+def with_own_columns(own: OwnKeys, name: str, dataset: Any) -> Any:
+    """The data with `prompt` and `completion` made as `prompt_template` and `completion_column` say, if they do.
+
+    Args:
+        own: The recipe's keys.
+        name: What error messages call the data, e.g. `training`.
+        dataset: At least one row.
+
+    Raises:
+        InputError: A column that these keys name is missing or has an empty cell, or the template is malformed.
+    """
     if own.prompt_template is not None:
         _require(dataset, tuple(_template_columns(own.prompt_template)), name, "prompt_template")
         dataset = dataset.map(
@@ -112,17 +134,13 @@ def _ready(recipe: Recipe, name: str, dataset: Any) -> Any:
     if own.completion_column is not None:
         column, chat = own.completion_column, isinstance(own.prompt_template, list)
         _require(dataset, (column,), name, "completion_column")
+        # Under the name of a column of lists, text would be taken apart into a list of letters.
+        made = "_completion" if column == "completion" else "completion"
         dataset = dataset.map(
-            lambda row, index: {"completion": _completion(_present(row, column, index), chat)}, with_indices=True
+            lambda row, index: {made: _completion(_present(row, column, index), chat)}, with_indices=True
         )
-    columns = set(next(iter(dataset)))
-    _check_columns(recipe, name, columns)
-    if {"prompt", "completion"} <= columns and _text_field(recipe) in columns:
-        # TRL's SFT would add the end-of-text token to that column instead of the completion, and a model that
-        # never sees it never stops.
-        dataset = dataset.remove_columns(_text_field(recipe))
-        columns.remove(_text_field(recipe))
-    _check_types(name, dataset, {*_TEXT_COLUMNS, _text_field(recipe)} & columns)
+        if made != "completion":
+            dataset = dataset.remove_columns("completion").rename_column(made, "completion")
     return dataset
 
 
@@ -152,8 +170,17 @@ def _check_columns(recipe: Recipe, name: str, columns: set[str]) -> None:
         raise InputError("dataset_name", problem, "keep one of them")
 
 
-def _check_types(name: str, dataset: Any, columns: set[str]) -> None:
-    """Text or chat messages in every row; of a streamed dataset only the first is looked at."""
+def check_types(name: str, dataset: Any, columns: set[str]) -> None:
+    """Look for text or chat messages in every row; of a streamed dataset only in the first.
+
+    Args:
+        name: What error messages call the data, e.g. `training`.
+        dataset: At least one row.
+        columns: Where to look.
+
+    Raises:
+        InputError: A cell holds something else.
+    """
     rows = dataset.select_columns(sorted(columns)) if hasattr(dataset, "__len__") else [next(iter(dataset))]
     for index, row in enumerate(rows):
         for column in columns & set(row):

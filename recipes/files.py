@@ -15,6 +15,9 @@ from tokencredit.errors import InputError
 
 Layer = dict[str, Any]
 
+RECIPE_FILE = "recipe.yaml"
+"""Where a run folder keeps the recipe that made it."""
+
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _FILE_BUILDERS = {"json", "csv", "parquet", "text", "arrow"}
 
@@ -176,6 +179,10 @@ def _path_or_name(value: str, base: Path) -> str:
     return _path(value, base) if looks_local else value
 
 
+def _path_or_data(value: str, base: Path) -> str:
+    return value if value == "data" else _path(value, base)
+
+
 def _path_or_dict(value: str, base: Path) -> str:
     return value if value.lstrip().startswith("{") else _path(value, base)
 
@@ -186,6 +193,9 @@ _PATH_KEYS: dict[str, Callable[[str, Path], str]] = {
     "model_name_or_path": _path_or_name,
     "chat_template_path": _path_or_name,
     "dataset_name": _path_or_name,
+    "output_file": _path,
+    "expert_pairs": _path,
+    "ontology": _path_or_data,
     "deepspeed": _path_or_dict,
     "fsdp_config": _path_or_dict,
     "accelerator_config": _path_or_dict,

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tokencredit.errors import InputError
 from tokencredit.trainers import METHODS, Method
+
+Section = TypeVar("Section", bound=BaseModel)
 
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 
@@ -145,6 +147,8 @@ def parse_recipe(layer: dict[str, Any]) -> Recipe:
     """
     trainer = layer.get("trainer")
     if trainer not in METHODS:
+        if trainer is None and "from" in layer:
+            raise InputError("from", "this is a recipe for preference pairs", "run it with `tokencredit pairs`")
         given = "`trainer` is missing" if trainer is None else f"unknown trainer {trainer!r}"
         raise InputError("trainer", given, f"choose one of {', '.join(METHODS)}")
     groups = _trl_fields(trainer)
@@ -160,7 +164,8 @@ def parse_recipe(layer: dict[str, Any]) -> Recipe:
     if not values["training"].get("output_dir"):
         raise InputError("output_dir", "is missing", "name the folder of the run, e.g. output_dir: runs/first")
     # An empty section is the default one.
-    own = _check_own({key: value for key, value in layer.items() if key in own_names and value is not None})
+    own_values = {key: value for key, value in layer.items() if key in own_names and value is not None}
+    own = validated(OwnKeys, own_values, _OWN_SECTIONS)
     return Recipe(own, values["training"], values["model"], values["data"])
 
 
@@ -170,24 +175,35 @@ def _unknown_key(key: str, known: set[str], trainer: str) -> InputError:
     return InputError(key, "unknown key", remedy)
 
 
-def _check_own(own: dict[str, Any]) -> OwnKeys:
+def validated(model: type[Section], given: dict[str, Any], sections: tuple[type[BaseModel], ...]) -> Section:
+    """Check a mapping against a model.
+
+    Args:
+        model: What the mapping has to be.
+        given: Keys and values.
+        sections: The model and everything nested in it, whose keys messages may speak of.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: Naming the first key that is unknown or has an impossible value.
+    """
     try:
-        return OwnKeys.model_validate(own)
+        return model.model_validate(given)
     except ValidationError as error:
+        known = [item.alias or name for section in sections for name, item in section.model_fields.items()]
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part in _key_names() or isinstance(part, int))
+        where = ".".join(str(part) for part in first["loc"] if part in known or isinstance(part, int))
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), _key_names(), n=1)
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "remove it"
             name = ".".join(str(part) for part in first["loc"])
             raise InputError(name, "unknown key", remedy) from None
         raise InputError(where or str(first["loc"]), f"{first['input']!r} is wrong", first["msg"]) from None
 
 
-@cache
-def _key_names() -> frozenset[str]:
-    sections = (OwnKeys, Launch, Init, TokenizerSpec, TaskMetric, Augment)
-    return frozenset(name for section in sections for name in section.model_fields)
+_OWN_SECTIONS = (OwnKeys, Launch, Init, TokenizerSpec, TaskMetric, Augment)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class Case:
     text: str | None = None
 
 
+def void(result: object) -> None:
+    """For what returns something nobody needs."""
+
+
 def data(content: str, name: str = "rows.jsonl") -> Prepare:
     def write(recipe: Recipe, folder: Path) -> None:
         (folder / name).write_text(content, encoding="utf-8")
@@ -227,6 +231,25 @@ CASES = {
     "unknown task metric": Case(
         ["task_metric", "'rouge'", "json_records"], {"task_metric": "rouge", "eval_strategy": "epoch"}
     ),
+    "token weights misspelt": Case(
+        ["token_weights.diffring", "unknown key", "differing"], {"token_weights": {"diffring": 1.2}}, ["--dry-run"]
+    ),
+    "token weights as a list": Case(["token_weights", "[1.2]"], {"token_weights": [1.2]}),
+    "token weights empty": Case(["token_weights", "names no weight"], {"token_weights": {}}),
+    "token weights and packing": Case(["packing", "True"], {"token_weights": {"json": {"a": 2}}, "packing": True}),
+    "no loss": Case(["loss", "is missing", "tab_po"], {"trainer": "preference"}, ["--dry-run"]),
+    "loss that breaks on import": Case(
+        ["loss", "'broken_loss:f'", "SyntaxError"],
+        {"trainer": "preference", "loss": "broken_loss:f"},
+        prepare=lambda recipe, folder: void((folder / "broken_loss.py").write_text("def f(:")),
+    ),
+    "tau of five": Case(["tau", "5", "0 < tau <= 1"], {"trainer": "tab_po", "tau": 5.0}, ["--dry-run"]),
+    "sum with weights": Case(
+        ["token_weights", "form: weighted"],
+        {"trainer": "tab_po", "form": "sum", "token_weights": {"differing": 1.2}},
+        ["--dry-run"],
+    ),
+    "samples every minus one": Case(["token_samples_steps", "-1"], {"trainer": "tab_po", "token_samples_steps": -1}),
     "task metric not importable": Case(
         ["task_metric", "'nowhere:score'", "imported"], {"task_metric": "nowhere:score", "eval_strategy": "epoch"}
     ),

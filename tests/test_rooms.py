@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "scoring": {"losses"},
     "rewards": {"data"},
     "trainers": {"data", "losses", "scoring", "rewards"},
-    "analysis": {"data", "losses", "scoring", "rewards"},
-    "recipes": {"data", "rewards", "trainers"},
+    "analysis": {"data", "losses", "scoring", "rewards", "trainers"},
+    "recipes": {"data", "rewards", "trainers", "analysis"},
     "cluster": {"data", "recipes", "trainers"},
     "tokencredit": {"analysis", "cluster", "data", "recipes", "rewards", "scoring", "trainers"},
 }

@@ -127,6 +127,34 @@ def env() -> None:
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; curves of several are overlaid.")],
+    output: Annotated[Path | None, typer.Option(help="The page; by default report.html in the first folder.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Show the tokens here and write nothing.")] = False,
+    column: Annotated[str | None, typer.Option(help="What colours the tokens at first, e.g. weights.")] = None,
+) -> None:
+    """Show the curves, settings and sampled tokens of runs, as one HTML page that loads nothing."""
+    with _input_errors():
+        from tokencredit.analysis.report import notes, read_runs, show_tokens, write_report
+
+        if terminal and (output or open_page):
+            raise InputError("--terminal", "writes no page", "leave out --output and --open")
+        found = read_runs(runs)
+        for note in notes(found):
+            err.print(f"note: {note}", markup=False)
+        if terminal:
+            show_tokens(found, out, column)
+            return
+        path = write_report(found, output, column)
+        out.print(f"written to {path}", markup=False)
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(path.resolve().as_uri())
+
+
+@app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="The folder of a LoRA run or checkpoint.")],
     output: Annotated[Path, typer.Argument(help="The folder of the plain model; it must not exist.")],
@@ -140,3 +168,82 @@ def merge(
 
         merge_adapter(adapter, output)
         out.print(f"saved in {output}", markup=False)
+
+
+@app.command()
+def pairs(
+    recipe: Annotated[str, typer.Argument(help="A pairs recipe file, or the name of a built-in one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show what would run; write nothing.")] = False,
+) -> None:
+    """Make preference pairs from labelled data and a model, as a JSONL file that `train` takes."""
+    with _input_errors():
+        with err.status("checking the recipe"):
+            from tokencredit.cluster.launch import import_from_working_directory
+            from tokencredit.cluster.quiet import quieten
+            from tokencredit.recipes import pairs_report
+            from tokencredit.recipes.files import read_recipe
+            from tokencredit.recipes.pairs_build import make, prepare, save
+            from tokencredit.recipes.pairs_schema import parse_pairs_recipe
+
+            quieten()
+            import_from_working_directory()
+            raise_on_sigterm()
+            prepared = prepare(parse_pairs_recipe(read_recipe(recipe, overrides or [])), dry_run=dry_run)
+        for note in prepared.notes:
+            err.print(f"note: {note}", markup=False)
+        if dry_run:
+            out.print(pairs_report.describe(prepared), markup=False)
+            return
+        with err.status("making pairs"):
+            made = make(prepared)
+            files = save(prepared.recipe, made)
+        for note in made.notes:
+            err.print(f"note: {note}", markup=False)
+        for table in pairs_report.confusion_tables(made):
+            out.print(table)
+        for line in [*pairs_report.summary(made), *(f"saved {path}" for path in files)]:
+            out.print(line, markup=False)
+
+
+@app.command("eval")
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Run folders or models, plain or name=path.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, a built-in or a hub name.")],
+    split: Annotated[str | None, typer.Option(help="Default: test, and train of a single file.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of the data.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Take the first so many documents.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Ask all models as this recipe does, not as their own do.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Where an answer without end is cut.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 32,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of the documents.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Write everything to this JSON file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this Markdown file.")] = None,
+) -> None:
+    """Score models on labelled records, with intervals and paired differences from the first."""
+    with _input_errors(), err.status("loading the libraries") as status:
+        from tokencredit.analysis import score_tables
+        from tokencredit.analysis.scores import Settings
+        from tokencredit.cluster.quiet import quieten
+        from tokencredit.recipes.evaluation import evaluate_models
+
+        quieten()
+        score_tables.check_files(output, markdown)
+        settings = Settings(
+            data=data,
+            split=split,
+            config=config,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            resamples=resamples,
+        )
+        result = evaluate_models(models, settings, recipe=recipe, progress=status.update)
+        score_tables.write(result, output, markdown)
+        status.stop()
+        for note in score_tables.notes(result):
+            err.print(f"note: {note}", markup=False)
+        for grid in score_tables.summary(result):
+            out.print(grid.rich())

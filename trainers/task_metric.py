@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -33,6 +34,14 @@ class Question:
     reference: str
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote, and whether it ended by itself instead of being cut."""
+
+    text: str
+    ended: bool
+
+
 def question(tokenizer: PreTrainedTokenizerBase, prompt: Any, reference: Any) -> Question:
     """Tokenise a prompt as the trainer does: plain text as it is, messages through the chat template."""
     if isinstance(prompt, str):
@@ -48,14 +57,15 @@ def answer_text(reference: Any) -> str:
     return str(reference if isinstance(reference, str) else reference[-1]["content"])
 
 
-def greedy_answers(
+def greedy(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
     batch_size: int,
-) -> list[str]:
+    processors: Callable[[list[int]], LogitsProcessorList] | None = None,
+) -> list[Answer]:
     """Greedy continuations, without special tokens, in the order of the prompts.
 
     Args:
@@ -64,7 +74,10 @@ def greedy_answers(
         prompts: Token ids of each prompt.
         max_new_tokens: Where an answer without end is cut.
         batch_size: Prompts per call; those of similar length go together.
+        processors: What changes the scores of a batch before the highest is taken, made from the places of its
+            prompts in the order given.
     """
+    stops = _stop_tokens(model, tokenizer)
     # What is not set here, `generate` would take from the model: beams or penalties are not greedy.
     config = GenerationConfig(
         do_sample=False,
@@ -73,9 +86,9 @@ def greedy_answers(
         no_repeat_ngram_size=0,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=_stop_tokens(model, tokenizer),
+        eos_token_id=stops,
     )
-    answers = [""] * len(prompts)
+    answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -88,11 +101,26 @@ def greedy_answers(
                 input_ids=torch.tensor(ids, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
                 generation_config=config,
+                logits_processor=processors(rows) if processors is not None else None,
             )
-        texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        for row, text in zip(rows, texts, strict=True):
-            answers[row] = text
-    return answers
+        written = output[:, width:]
+        ended = torch.isin(written, torch.tensor(stops, dtype=written.dtype, device=written.device)).any(dim=1).tolist()
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        answers |= {row: Answer(*answer) for row, *answer in zip(rows, texts, ended, strict=True)}
+    return [answers[row] for row in range(len(prompts))]
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[str]:
+    """The texts alone of what `greedy` gives for the same arguments."""
+    found = greedy(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [answer.text for answer in found]
 
 
 def _stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

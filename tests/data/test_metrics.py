@@ -1,17 +1,28 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from tokencredit.data.metrics import (
+    COUNTS,
+    FIGURES,
     LEVELS,
+    count_matrix,
     count_records,
     document_counts,
+    figures,
     json_records,
+    name_counts,
+    names,
+    parse_references,
+    ratios,
     scores,
     spans_agree,
 )
-from tokencredit.data.records import RecordFields
+from tokencredit.data.records import RecordFields, parse_records
 from tokencredit.data.serialise import to_json
 from tokencredit.errors import InputError
 
@@ -101,6 +112,12 @@ def test_the_same_sublabel_under_another_label_is_wrong():
         (" ", "\t", False),
         ("a\u00a0b", "b a", True),
         ("é", "e\u0301", False),
+        ("a b c", "d c b a e", True),  # 3 of 5: exactly 0.6
+        ("a b c d e f", "f e d c b a x y z w", True),  # 6 of 10
+        ("a b c d e f g", "a b c d e x y z w", False),  # 5 of 11
+        ("a", "a", True),
+        ("a  b", "a b", True),  # however far the words are apart
+        (" ", "a b", True),  # containment asks no word
     ],
 )
 def test_relaxed_rule(a, b, expected):
@@ -119,6 +136,13 @@ def test_relaxed_rule(a, b, expected):
         ([], ["x"], (0, 0, 1)),
         (["a b", "a"], ["a b c", "x a b"], (2, 0, 0)),
         (["a", "b a"], ["b a c", "a d"], (1, 1, 1)),  # greedy: "a" takes the partner of "b a"
+        (["b a", "a"], ["b a c", "a d"], (2, 0, 0)),  # in the other order both find one
+        (["x", "x", "x"], ["x", "x"], (2, 1, 0)),
+        (["x", "x"], ["x", "x y"], (2, 0, 0)),  # the second of equal spans goes on to the next partner
+        (["x y"], ["x", "x"], (1, 0, 1)),
+        (["", ""], ["x"], (0, 2, 1)),
+        (["x"], ["", "x z"], (1, 0, 1)),
+        (["a b c"], ["d c b a e"], (1, 0, 0)),
     ],
 )
 def test_relaxed_matching_is_one_to_one(predicted, gold, expected):
@@ -144,6 +168,75 @@ def test_scores_of_counts_are_the_metric_for_any_choice_of_documents():
         assert c["record_tp"] <= c["span_exact_tp"] <= c["span_relaxed_tp"]
         assert all(c[f"{name}_{kind}"] >= 0 for name in LEVELS for kind in ("tp", "fp", "fn"))
         assert c["documents"] == 1
+
+
+def addresses(seed):
+    """Gold records of the validation addresses, and answers with every kind of error."""
+    references = [line[line.index('"results": ') + 11 : -1] for line in ADDRESSES.read_text().splitlines()]
+    gold = parse_references(references)
+    rng = random.Random(seed)
+
+    def answer(records):
+        kind = rng.randrange(5)
+        if kind == 0:
+            return "not JSON"
+        changed = [r | {"code": rng.choice(rng.choice(gold))["code"]} if kind == 1 else r for r in records]
+        return to_json(rng.sample(changed, rng.randrange(len(changed))) if kind == 2 else changed)
+
+    return [answer(records) for records in gold], references
+
+
+@pytest.mark.parametrize("level_name", ["label", "sublabel"])
+def test_names_agree_with_scikit_learn(level_name):
+    predictions, references = addresses(1)
+    sides = [[names(parse_records(text), level_name) for text in side] for side in (predictions, references)]
+    binarizer = MultiLabelBinarizer().fit(sides[0] + sides[1])
+    predicted, gold = map(binarizer.transform, sides)
+
+    micro = precision_recall_fscore_support(gold, predicted, average="micro")[:3]
+    assert level(json_records(predictions, references), level_name) == pytest.approx(micro, rel=1e-12)
+
+    counts = name_counts(*sides, columns=list(binarizer.classes_)).sum(axis=0)
+    assert (counts.sum(axis=1) > 0).all(), "scikit-learn counts a name that nobody has otherwise"
+    single = precision_recall_fscore_support(gold, predicted, average=None, zero_division=0)
+    assert ratios(counts) == pytest.approx(np.stack(single[:3], axis=-1), rel=1e-12)
+    assert (counts[:, 0] + counts[:, 2] == single[3]).all()
+
+
+def test_names_sum_to_their_level():
+    predictions, references = addresses(2)
+    documents = count_records(predictions, references)
+    for level_name in ("label", "sublabel"):
+        sides = [[names(parse_records(text), level_name) for text in side] for side in (predictions, references)]
+        columns = sorted(set().union(*sides[0], *sides[1]))
+        counts = name_counts(*sides, columns=columns)
+        assert counts.shape == (len(references), len(columns), 3)
+        expected = [[document[f"{level_name}_{kind}"] for kind in ("tp", "fp", "fn")] for document in documents]
+        assert counts.sum(axis=1).tolist() == expected
+
+
+def test_names_by_hand():
+    predicted = [names([record("A", "x", "one"), record("A", "y", "two"), record("B", "x", "three")], "label"), set()]
+    gold = [{("A",)}, {("A",), ("C",)}]
+    assert predicted == [{("A",), ("B",)}, set()]
+    counts = name_counts(predicted, gold, [("A",), ("B",), ("C",)])
+    assert counts.tolist() == [[[1, 0, 0], [0, 1, 0], [0, 0, 0]], [[0, 0, 1], [0, 0, 0], [0, 0, 1]]]
+    # A: 1 of 1 predicted, 1 of 2 found; B: predicted in vain; C: missed.
+    assert ratios(counts.sum(axis=0)) == pytest.approx(np.array([[1, 1 / 2, 2 / 3], [0, 0, 0], [0, 0, 0]]))
+    assert names(None, "sublabel") == set()
+    assert name_counts([set(), set()], gold, []).shape == (2, 0, 3)
+
+
+def test_many_sums_at_once_are_the_sums_one_by_one():
+    matrix = count_matrix(count_records(*addresses(3)))
+    assert matrix.shape == (252, len(COUNTS))
+    rows = np.random.default_rng(0).integers(252, size=(2, 3, 20))
+    together = figures(matrix[rows].sum(axis=2))
+    assert together.shape == (2, 3, len(FIGURES))
+    for index in np.ndindex(2, 3):
+        single = scores([dict(zip(COUNTS, matrix[row].tolist(), strict=True)) for row in rows[index]])
+        assert list(single) == list(FIGURES)
+        assert together[index].tolist() == list(single.values())
 
 
 def test_field_names_are_parameters():

@@ -1,6 +1,6 @@
 import pytest
 
-from tokencredit.data.records import RecordFields, locate, ontology, parse_records
+from tokencredit.data.records import RecordFields, field_spans, locate, ontology, parse_records
 
 A = {"code": "Street", "subcode": "Name", "span": "Main"}
 B = {"code": "Box", "subcode": "Type", "span": "PO Box"}
@@ -61,3 +61,18 @@ def test_locate_reads_on_from_the_end_of_the_span_before():
     assert locate("aab", ["aa", "ab"]) is None
     assert locate("ab", ["b", "a"]) is None
     assert locate("", []) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "parts"),
+    [
+        ('[{"code":"A","subcode":"x","span":"a\\"b","note":"n"}]', ["A", "x", 'a\\"b']),
+        ('{"results": [{"span": "s", "code": "A", "subcode": "x"}]}', ["s", "A", "x"]),
+        ('[{"code":"A","subcode":"x","span":"s","more":[{"code":"B"}]}]', ["A", "x", "s"]),
+        ("[]", []),
+        ('[{"code":"A"}]', []),
+        ("oops", []),
+    ],
+)
+def test_field_spans_are_those_of_the_records_themselves(answer: str, parts: list[str]) -> None:
+    assert [answer[span["start"] : span["end"]] for span in field_spans(answer)] == parts

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from tokencredit.data.loading import builtin_folder, load_split, split_expression
 from tokencredit.data.serialise import to_json
+from tokencredit.errors import InputError
 from tokencredit.recipes.data import load_data
 from tokencredit.recipes.schema import parse_recipe
 
@@ -74,6 +75,24 @@ def test_mixture(tmp_path: Path) -> None:
 def test_split_expressions(expression: str, name: str, rows: range) -> None:
     found, part = split_expression(expression)
     assert (found, part(10)) == (name, rows)
+
+
+def test_records_in_the_column_named_completion(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": [{"a": 1}]}, {"prompt": "q", "completion": [{"b": 2}]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load(dataset_name=str(tmp_path / "rows.jsonl"), completion_column="completion")
+    assert texts(data.train) == [("p", '[{"a":1}]'), ("q", '[{"b":2}]')]
+
+
+def test_a_folder_with_the_counts_beside_the_pairs(tmp_path: Path) -> None:
+    """What `tokencredit pairs` writes beside `train.jsonl` is no part of the split `train`."""
+    for name, count in (("train", 3), ("validation", 2)):
+        Dataset.from_list(ROWS[:count]).to_json(tmp_path / f"{name}.jsonl")
+    (tmp_path / "train.jsonl.confusion.json").write_text('{"labels":{},"seed":0}')
+    assert texts(load_split(str(tmp_path), "train")) == WANTED[:3]
+    assert texts(load_split(str(tmp_path), "validation[1:]")) == WANTED[1:2]
+    with pytest.raises(InputError, match="Should be one of"):
+        load_split(str(tmp_path), "test")
 
 
 def test_optional_keys_stay_absent(tmp_path: Path) -> None:

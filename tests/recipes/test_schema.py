@@ -77,7 +77,7 @@ def test_values_the_trainer_could_not_take(key: str, value: Any, message: str) -
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("name", builtin_recipes())
+@pytest.mark.parametrize("name", [name for name in builtin_recipes() if not name.startswith("pairs/")])
 def test_flat_reads_back(name: str) -> None:
     recipe = parse_recipe(read_recipe(name, []))
     assert parse_recipe(yaml.safe_load(yaml.safe_dump(recipe.flat()))) == recipe

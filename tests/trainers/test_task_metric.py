@@ -13,7 +13,7 @@ from tokencredit.recipes.build import build_trainer
 from tokencredit.recipes.data import load_data
 from tokencredit.recipes.schema import parse_recipe
 from tokencredit.trainers.callbacks import read_metrics
-from tokencredit.trainers.task_metric import greedy_answers, question
+from tokencredit.trainers.task_metric import Answer, greedy, greedy_answers, question
 
 SHARD_EVERYTHING = "deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 METRIC = """
@@ -63,6 +63,10 @@ def test_settings_of_the_model_do_not_count_but_its_stop_tokens_do(
     stopped = greedy_answers(net, tokenizer, prompts, max_new_tokens=8, batch_size=1)
     assert stopped == [tokenizer.decode(ids[: ids.index(ids[2]) + 1])]
     assert stopped != plain
+    (answer,) = greedy(net, tokenizer, prompts, max_new_tokens=8, batch_size=1)
+    assert answer == Answer(stopped[0], ended=True)
+    (cut,) = greedy(net, tokenizer, prompts, max_new_tokens=ids.index(ids[2]), batch_size=1)
+    assert not cut.ended
 
 
 def test_chat_prompt_goes_through_the_template(model: tuple[Any, Any]) -> None:

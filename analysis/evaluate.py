@@ -1,0 +1,138 @@
+"""Several models on the same documents, one after the other: greedy answers, scores, differences from the first."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tokencredit.analysis.models import load_model, load_tokenizer, max_positions
+from tokencredit.analysis.scores import Answers, Evaluation, Settings, score
+from tokencredit.data.metrics import parse_references
+from tokencredit.errors import InputError
+from tokencredit.trainers.task_metric import greedy, question
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to evaluate, and the documents as it is asked about them.
+
+    Args:
+        label: Its name in tables.
+        model: Folder or hub name.
+        prompts: Text or chat messages, one per document.
+        references: Gold answers as text, one per document.
+        recipe: File or built-in name of the recipe that made the prompts, or None.
+    """
+
+    label: str
+    model: str
+    prompts: Sequence[Any]
+    references: Sequence[str]
+    recipe: str | None = None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A candidate with its tokenizer and its prompts as token ids."""
+
+    candidate: Candidate
+    tokenizer: PreTrainedTokenizerBase
+    ids: list[list[int]]
+
+
+def evaluate(
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    *,
+    versions: dict[str, str] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Let every model answer greedily and score the answers.
+
+    One model is in memory at a time. Everything that can be known beforehand is checked for all of them first.
+
+    Args:
+        candidates: At least one; the others are compared with the first.
+        settings: How long answers may be, how many prompts go together, and how intervals are made.
+        versions: Of the software, kept in the result.
+        progress: Called with a line on what is being done.
+
+    Returns:
+        Answers, counts, scores, intervals and differences.
+
+    Raises:
+        InputError: There is no candidate or no document, two candidates share a label or have different gold
+            answers, a gold answer is no records, a model cannot be loaded, or a prompt leaves it no room.
+    """
+    _check(candidates)
+    prepared = [_prepare(candidate, settings.max_new_tokens) for candidate in candidates]
+    answers = []
+    for number, item in enumerate(prepared, start=1):
+        progress(f"answers of {item.candidate.label} ({number} of {len(prepared)})")
+        answers.append(_answers(item, settings))
+    progress("scores and intervals")
+    references = list(candidates[0].references)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return Evaluation(
+        settings=settings,
+        versions=(versions or {}) | {"device": device.type},
+        references=references,
+        models=score(answers, references, settings),
+    )
+
+
+def _check(candidates: Sequence[Candidate]) -> None:
+    if not candidates or not candidates[0].references:
+        raise InputError("DATA", "nothing to evaluate", "give at least one model and one document")
+    labels = [candidate.label for candidate in candidates]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise InputError("MODEL", f"two models are called {twice!r}", "write name=path to tell them apart")
+    gold = parse_references(candidates[0].references, where="DATA")
+    for candidate in candidates[1:]:
+        if parse_references(candidate.references, where="DATA") != gold:
+            problem = f"{candidate.label!r} and {labels[0]!r} have different gold answers"
+            raise InputError("MODEL", problem, "give one recipe for all models with --recipe")
+
+
+def _prepare(candidate: Candidate, max_new_tokens: int) -> _Prepared:
+    tokenizer = load_tokenizer(candidate.model)
+    if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt in candidate.prompts):
+        problem = f"the prompts are chat messages and {candidate.model!r} has no chat template"
+        raise InputError("MODEL", problem, "use an instruction-tuned model, or plain-text prompts")
+    ids = [question(tokenizer, prompt, "").prompt_ids for prompt in candidate.prompts]
+    if not all(ids):
+        raise InputError("DATA", f"document {ids.index([])} has an empty prompt", "drop it, or give it a prompt")
+    longest, room = max(map(len, ids)), max_positions(candidate.model)
+    if room is not None and longest + max_new_tokens > room:
+        problem = f"{candidate.label!r} has {room} positions, and the longest prompt takes {longest} of them"
+        remedy = f"set max_new_tokens to {room - longest} or less" if longest < room else "shorten the prompts"
+        raise InputError("max_new_tokens", f"{max_new_tokens} is too much: {problem}", remedy)
+    return _Prepared(candidate, tokenizer, ids)
+
+
+def _answers(prepared: _Prepared, settings: Settings) -> Answers:
+    candidate = prepared.candidate
+    model = load_model(candidate.model)
+    found = greedy(
+        model,
+        prepared.tokenizer,
+        prepared.ids,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
+    del model
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()  # the next model needs the room
+    return Answers(
+        candidate.label,
+        candidate.model,
+        candidate.recipe,
+        candidate.prompts,
+        [answer.text for answer in found],
+        [answer.ended for answer in found],
+    )

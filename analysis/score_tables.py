@@ -1,0 +1,191 @@
+"""An evaluation for people and for files: tables on the terminal, the same in Markdown, and JSON with everything."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+from rich.cells import cell_len
+from rich.markup import escape
+from rich.table import Table
+
+from tokencredit.analysis.scores import FORMAT, Estimate, Evaluation, NameScores
+from tokencredit.data.metrics import FIGURES
+from tokencredit.errors import InputError
+from tokencredit.trainers.callbacks import write_whole
+
+_TITLES = {"label": "labels", "sublabel": "sub-labels"}
+_EVALUATION = TypeAdapter(Evaluation)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it has a look.
+
+    Args:
+        title: One line above it.
+        header: Names of the columns; the first is the row's name, all others are numbers.
+        rows: As many cells each as the header has.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def rich(self) -> Table:
+        """The table for a terminal."""
+        # As wide as its content: a terminal that is too narrow wraps lines, but no number is shortened.
+        columns = zip(self.header, *self.rows, strict=True)
+        width = sum(max(map(cell_len, column)) + 2 for column in columns)
+        table = Table(title=escape(self.title), title_justify="left", box=None, width=width)
+        for number, name in enumerate(self.header):
+            table.add_column(escape(name), justify="right" if number else "left", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        return table
+
+    def markdown(self) -> str:
+        """The table in Markdown, with its title as a heading."""
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join([f"## {self.title}", "", *cells, ""])
+
+
+def summary(evaluation: Evaluation) -> list[Grid]:
+    """All figures of every model, their differences from the first, and the scores of each label.
+
+    Args:
+        evaluation: What `evaluate` returned or `read_json` read.
+
+    Returns:
+        The tables that the command prints.
+    """
+    return [*_figures(evaluation), *_names(evaluation, "label")]
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The tables of `summary` and those of the sub-labels as a Markdown page, with what they were made from.
+
+    Args:
+        evaluation: What `evaluate` returned or `read_json` read.
+
+    Returns:
+        The page.
+    """
+    settings = evaluation.settings
+    about = [f"- {model.label}: `{model.model}`" for model in evaluation.models] + [
+        f"- {name}: {value}" for name, value in vars(settings).items() if value is not None
+    ]
+    grids = [*summary(evaluation), *_names(evaluation, "sublabel")]
+    parts = ["# Evaluation", "", *about, *[f"- {note}" for note in notes(evaluation)], ""]
+    return "\n".join([*parts, *(grid.markdown() for grid in grids)])
+
+
+def notes(evaluation: Evaluation) -> list[str]:
+    """What a reader of the tables should know beside them: answers that were cut."""
+    limit = evaluation.settings.max_new_tokens
+    cut = {model.label: sum(not document.ended for document in model.documents) for model in evaluation.models}
+    return [
+        f"{label}: {count} of {len(evaluation.references)} answers were cut at {limit} tokens"
+        for label, count in cut.items()
+        if count
+    ]
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """The whole evaluation as JSON text, from which `read_json` makes it again."""
+    return _EVALUATION.dump_json(evaluation, indent=1).decode() + "\n"
+
+
+def check_files(*paths: Path | None) -> None:
+    """See that the files of a result can be written before it is worked for.
+
+    Args:
+        paths: The files that were asked for; None for one that was not.
+
+    Raises:
+        InputError: One of them is a folder or lies in none, or two are the same.
+    """
+    given = [path for path in paths if path is not None]
+    for path in given:
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(str(path), "cannot be written", "name a file in a folder that exists")
+        if given.count(path) > 1:
+            raise InputError(str(path), "is named twice", "give every result its own file")
+
+
+def write(evaluation: Evaluation, output: Path | None, page: Path | None) -> None:
+    """Write an evaluation whole, as JSON and as a Markdown page.
+
+    Args:
+        evaluation: What `evaluate` returned.
+        output: The JSON file, or None.
+        page: The Markdown file, or None.
+    """
+    if output is not None:
+        write_whole(output, to_json(evaluation))
+    if page is not None:
+        write_whole(page, markdown(evaluation))
+
+
+def read_json(path: Path) -> Evaluation:
+    """Read an evaluation that `tokencredit eval --output` wrote.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The evaluation, equal to the one that was written.
+
+    Raises:
+        InputError: The file cannot be read or holds no evaluation of this format.
+    """
+    try:
+        evaluation = _EVALUATION.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(str(path), f"no evaluation ({reason})", "give a file that `eval --output` wrote") from None
+    if evaluation.format != FORMAT:
+        raise InputError(str(path), f"format {evaluation.format} is not {FORMAT}", "evaluate the models again")
+    return evaluation
+
+
+def _figures(evaluation: Evaluation) -> Iterator[Grid]:
+    models, documents = evaluation.models, len(evaluation.references)
+    share = f"{evaluation.settings.confidence:.0%}"
+    rows = [[name, *(_cell(model.scores[name]) for model in models)] for name in FIGURES]
+    yield Grid(f"{documents} documents, {share} intervals", ["figure", *(model.label for model in models)], rows)
+    others = [(model, model.differences) for model in models if model.differences is not None]
+    if others:
+        rows = [[name, *(_cell(found[name], "+") for _, found in others)] for name in FIGURES]
+        header = ["figure", *(model.label for model, _ in others)]
+        yield Grid(f"difference from {models[0].label}, {share} paired intervals", header, rows)
+
+
+def _names(evaluation: Evaluation, level: str) -> Iterator[Grid]:
+    for model in evaluation.models:
+        differs = model.differences is not None
+        header = [_TITLES[level], "support", "precision", "recall", "f1", *(["f1 difference"] if differs else [])]
+        rows = [_name_row(scores) for scores in model.names[level] if scores.support]
+        # A name that no document has cannot be found, so its precision is 0 if it was predicted and 1 if not.
+        invented = sum(not scores.support and scores.precision.value == 0 for scores in model.names[level])
+        if invented:
+            rows.append([f"({invented} in no document)", *[""] * (len(header) - 1)])
+        yield Grid(f"{_TITLES[level]}, {model.label}", header, rows)
+
+
+def _name_row(scores: NameScores) -> list[str]:
+    shares = (format(figure.value, ".3f") for figure in (scores.precision, scores.recall))
+    cells = [" / ".join(map(_printable, scores.name)), str(scores.support), *shares, _cell(scores.f1)]
+    return cells if scores.f1_difference is None else [*cells, _cell(scores.f1_difference, "+")]
+
+
+def _printable(name: str) -> str:
+    """Names come from data and models, which may write anything."""
+    return name if name.isprintable() else repr(name)
+
+
+def _cell(figure: Estimate, sign: str = "") -> str:
+    value, low, high = (format(number, f"{sign}z.3f") for number in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,150 @@
+"""Models and data of an evaluation: each model is asked as the recipe that trained it asks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokencredit.analysis.evaluate import Candidate, evaluate
+from tokencredit.analysis.models import load_tokenizer
+from tokencredit.analysis.scores import Evaluation, Settings
+from tokencredit.data.loading import load_split
+from tokencredit.errors import InputError
+from tokencredit.recipes.build import versions
+from tokencredit.recipes.data import check_types, with_own_columns
+from tokencredit.recipes.files import RECIPE_FILE, absolute_paths, read_recipe
+from tokencredit.recipes.schema import Recipe, parse_recipe
+from tokencredit.trainers.task_metric import answer_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def evaluate_models(
+    models: Sequence[str],
+    settings: Settings,
+    *,
+    recipe: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """Evaluate saved models on labelled data.
+
+    Prompt and gold answer are made by `prompt_template` and `completion_column` of the model's own recipe, which
+    lies in its run folder. If that recipe has neither and the data has no prompt, as after preference tuning on
+    pairs, the recipe of the model that the run began with counts.
+
+    Args:
+        models: Folders or hub names, each as `name=path` or alone, when the folder's name is the label.
+        settings: Of the evaluation; the data is a path, a built-in or a hub name.
+        recipe: File or built-in name of a recipe that counts for all models instead of their own.
+        progress: Called with a line on what is being done.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        InputError: Anything of it cannot be used; see also `tokencredit.analysis.evaluate.evaluate`.
+    """
+    folders = labelled(models)
+    given = None if recipe is None else (recipe, parse_recipe(read_recipe(recipe, [])))
+    dataset, split = _documents(settings)
+    candidates = []
+    for label, model in folders.items():
+        origin, own = given or _own_recipe(model, set(dataset.column_names)) or (None, None)
+        if own is None:
+            load_tokenizer(model)  # a misspelt folder has no recipe: say so before the data is found lacking
+        prompts, references = _questions(dataset, own)
+        candidates.append(Candidate(label, model, prompts, references, origin))
+    return evaluate(candidates, replace(settings, split=split), versions=versions(), progress=progress)
+
+
+def labelled(models: Sequence[str]) -> dict[str, str]:
+    """Read `name=path` items.
+
+    Args:
+        models: As `evaluate_models` takes them. An existing folder with an equals sign in its name is a folder.
+
+    Returns:
+        Label → folder or hub name, in the order given.
+
+    Raises:
+        InputError: A label or a path is empty, or two labels are the same.
+    """
+    found: dict[str, str] = {}
+    for item in models:
+        label, equals, path = item.partition("=")
+        if not equals or Path(item).is_dir():
+            label, path = Path(item).resolve().name, item
+        if not label or not path:
+            raise InputError("MODEL", f"{item!r} is no model", "write a folder, a hub name or name=path")
+        if label in found:
+            raise InputError("MODEL", f"two models are called {label!r}", "write name=path to tell them apart")
+        found[label] = str(Path(path).expanduser()) if path.startswith("~") else path
+    return found
+
+
+def _documents(settings: Settings) -> tuple["Dataset", str]:
+    """The rows to evaluate on, and the split they are from."""
+    name = absolute_paths({"dataset_name": settings.data}, Path.cwd())["dataset_name"]
+    split = settings.split or ("train" if Path(name).is_file() else "test")
+    with _called_data():
+        dataset: Any = load_split(name, split, config=settings.config)
+    if settings.limit is not None:
+        dataset = dataset.select(range(min(settings.limit, len(dataset))))
+    if not len(dataset):
+        raise InputError("DATA", f"{settings.data!r} has no documents in split {split}", "give at least one")
+    return dataset, split
+
+
+@contextmanager
+def _called_data() -> Iterator[None]:
+    """Name the data as the command does and not by a recipe's key."""
+    try:
+        yield
+    except InputError as error:
+        if error.where != "dataset_name":
+            raise
+        raise InputError("DATA", error.problem, error.remedy) from None
+
+
+def _own_recipe(model: str, columns: set[str]) -> tuple[str, Recipe] | None:
+    """The recipe that says how a model is asked, and its file."""
+    seen: set[Path] = set()
+    first: tuple[str, Recipe] | None = None
+    while (file := _recipe_file(Path(model))) is not None and file not in seen:
+        seen.add(file)
+        recipe = parse_recipe(read_recipe(str(file), []))
+        first = first or (str(file), recipe)
+        if recipe.own.prompt_template or recipe.own.completion_column or "prompt" in columns:
+            return str(file), recipe
+        model = str(recipe.model.get("model_name_or_path", ""))
+    return first
+
+
+def _recipe_file(folder: Path) -> Path | None:
+    run = folder.resolve().parent if folder.resolve().name.startswith("checkpoint-") else folder
+    return run / RECIPE_FILE if (run / RECIPE_FILE).is_file() else None
+
+
+def _questions(dataset: "Dataset", recipe: Recipe | None) -> tuple[list[Any], list[str]]:
+    """Prompts and gold answers."""
+    rows: Any = dataset
+    with _called_data():
+        if recipe is not None:
+            rows = with_own_columns(recipe.own, "evaluation", rows)
+        wanted = ("completion",) if recipe is None else (recipe.method.reference, "completion")
+        answer = next((column for column in wanted if column in rows.column_names), None)
+        if answer is None or "prompt" not in rows.column_names:
+            problem = f"the columns are {', '.join(sorted(rows.column_names))}, not prompt and {wanted[0]}"
+            remedy = "give a recipe that makes them with --recipe (prompt_template, completion_column)"
+            raise InputError("DATA", problem, remedy)
+        check_types("evaluation", rows, {"prompt", answer})
+    return list(rows["prompt"]), [_gold(value, index, answer) for index, value in enumerate(rows[answer])]
+
+
+def _gold(value: Any, index: int, column: str) -> str:
+    if not isinstance(value, str) and not (value and "content" in value[-1]):
+        problem = f"row {index} holds {value!r} in column {column!r}, neither text nor chat messages"
+        raise InputError("DATA", problem, f"give a recipe with completion_column: {column} with --recipe")
+    return answer_text(value)

@@ -1,0 +1,125 @@
+"""Tables and files of an evaluation."""
+
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tokencredit.analysis.score_tables import check_files, markdown, notes, read_json, summary, to_json, write
+from tokencredit.analysis.scores import Answers, Evaluation, Settings, score
+from tokencredit.data.serialise import to_json as json_text
+from tokencredit.errors import InputError
+
+GOLD = [json_text([{"code": label, "subcode": "x", "span": "s"}]) for label in ("A", "B", "a|b", "Größe")]
+ODD = json_text([{"code": "new\nline \x1b[31m", "subcode": "[red]", "span": "s"}])
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    settings = Settings(data="d.jsonl", split="test", resamples=200)
+    prompts = ["p", "q", [{"role": "user", "content": "r"}], "s"]
+    models = [
+        Answers("good", "runs/good", "runs/good/recipe.yaml", prompts, GOLD, [True] * 4),
+        Answers(
+            "[b]bad", "runs/bad", None, prompts, [GOLD[0], ODD, "", '[{"code":"\\ud800"}]'], [True, True, False, False]
+        ),
+    ]
+    return Evaluation(settings, {"device": "cpu"}, GOLD, score(models, GOLD, settings))
+
+
+def printed(evaluation: Evaluation, width: int) -> str:
+    console = Console(width=width, soft_wrap=True, file=StringIO())
+    for grid in summary(evaluation):
+        console.print(grid.rich())
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_json_holds_everything(evaluation: Evaluation, tmp_path: Path) -> None:
+    write(evaluation, tmp_path / "a.json", tmp_path / "a.md")
+    again = read_json(tmp_path / "a.json")
+    assert again == evaluation
+    assert markdown(again) == (tmp_path / "a.md").read_text()
+    # Scoring the saved answers again gives the saved scores.
+    answers = [
+        Answers(
+            model.label,
+            model.model,
+            model.recipe,
+            [d.prompt for d in model.documents],
+            [d.answer for d in model.documents],
+            [d.ended for d in model.documents],
+        )
+        for model in again.models
+    ]
+    assert score(answers, again.references, again.settings) == evaluation.models
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
+    assert "Größe" in (tmp_path / "a.json").read_text(), "readable without decoding"
+
+
+def test_nothing_is_written_unasked(evaluation: Evaluation, tmp_path: Path) -> None:
+    write(evaluation, None, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables(evaluation: Evaluation) -> None:
+    text = printed(evaluation, 200)
+    lines = text.splitlines()
+    assert lines[0].strip() == "4 documents, 95% intervals"
+    assert lines[1].split() == ["figure", "good", "[b]bad"]
+    valid = next(line for line in lines if line.split()[:1] == ["valid_json"])
+    assert valid.split()[:4] == ["valid_json", "1.000", "[1.000,", "1.000]"]
+    assert valid.split()[4] == "0.500"  # two of four parse to records
+    assert "difference from good, 95% paired intervals" in text
+    differences = lines[next(i for i, line in enumerate(lines) if line.startswith("difference")) :]
+    exact = next(line for line in differences if line.split()[:1] == ["exact"])
+    assert exact.split()[1] == "-0.750"
+    names = lines[next(i for i, line in enumerate(lines) if line.startswith("labels, [b]bad")) :]
+    assert names[1].split() == ["labels", "support", "precision", "recall", "f1", "f1", "difference"]
+    assert names[2].split()[:4] == ["A", "1", "1.000", "1.000"]
+    assert names[-1].strip() == "(1 in no document)"
+    assert "\x1b" not in text
+    assert "…" not in printed(evaluation, 40), "a narrow terminal wraps, but no number is shortened"
+
+
+def test_markdown(evaluation: Evaluation) -> None:
+    page = markdown(evaluation)
+    assert "- [b]bad: `runs/bad`\n" in page
+    assert "- data: d.jsonl\n- split: test\n" in page
+    assert "- [b]bad: 2 of 4 answers were cut at 256 tokens\n" in page
+    for title in ("labels, good", "labels, [b]bad", "sub-labels, good", "sub-labels, [b]bad"):
+        assert f"## {title}\n" in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    widths = {line.replace("\\|", "").count("|") for line in rows if "a\\|b" in line}
+    assert widths == {6, 7}, "a bar in a name is no column"
+    assert "\x1b" not in page
+
+
+def test_notes_name_cut_answers_only(evaluation: Evaluation) -> None:
+    assert notes(evaluation) == ["[b]bad: 2 of 4 answers were cut at 256 tokens"]
+    assert notes(replace(evaluation, models=evaluation.models[:1])) == []
+
+
+def test_one_model_has_no_differences(evaluation: Evaluation) -> None:
+    titles = [grid.title for grid in summary(replace(evaluation, models=evaluation.models[:1]))]
+    assert titles == ["4 documents, 95% intervals", "labels, good"]
+
+
+def test_files_that_are_none(evaluation: Evaluation, tmp_path: Path) -> None:
+    for name, text in {"a.json": "{}", "b.json": "oops", "c.json": to_json(replace(evaluation, format=9))}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=r"no evaluation|format 9 is not 1"):
+            read_json(tmp_path / name)
+    with pytest.raises(InputError, match="no evaluation"):
+        read_json(tmp_path / "missing.json")
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    check_files(tmp_path / "a.json", None)
+    for wrong in (tmp_path, tmp_path / "missing" / "a.json"):
+        with pytest.raises(InputError, match="cannot be written"):
+            check_files(wrong, None)
+    with pytest.raises(InputError, match="named twice"):
+        check_files(tmp_path / "a", tmp_path / "a")
