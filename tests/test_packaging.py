@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tokencredit.analysis.page import SCRIPTS
+
 ROOT = Path(__file__).parent.parent
 IMPORT_ALL = """
 import importlib, pkgutil, tokencredit
@@ -42,6 +44,9 @@ def test_wheel_holds_code_recipes_and_data_and_no_tests(wheel: Path) -> None:
         "tokencredit/data/us_addresses/train.jsonl",
         "tokencredit/data/us_addresses/README.md",
         "tokencredit/cluster/configs/zero3.json",
+        "tokencredit/analysis/templates/page.html.j2",
+        "tokencredit/analysis/templates/page.css",
+        *(f"tokencredit/analysis/templates/{script}" for script in SCRIPTS),
     ):
         assert name in names
     assert not [name for name in names if "test" in name and not name.endswith("us_addresses/test.jsonl")]
