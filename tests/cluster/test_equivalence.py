@@ -73,7 +73,7 @@ def curves(
 @pytest.mark.parametrize(
     ("method", "spread"),
     [(method, spread) for method in ("sft", "dpo") for spread in SPREADS]
-    + [("tab_po", "accumulation"), ("tab_po", "ddp"), ("tab_po", "zero3")],
+    + [("tab_po", "accumulation"), ("tab_po", "zero3")],
 )
 def test_same_curve(
     method: str,

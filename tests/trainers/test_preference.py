@@ -281,3 +281,16 @@ def test_padding_and_order_of_a_batch_do_not_matter(tiny_model: Path, tmp_path: 
     assert loss(examples, multiple=128) == pytest.approx(expected, abs=1e-6)
     alone = sum(loss([example]) for example in examples) / 4
     assert alone == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_barrier_can_be_kept_to_weighted_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    weights = {"json": {"[].code": 2.0}}
+    keys: dict[str, Any] = {"token_weights": weights, "tau": 1.0, "max_steps": 1, "learning_rate": 0.0}
+    lines = []
+    for scope in ("all", "weighted"):
+        trainer = tab_po(tiny_model, tmp_path, barrier_scope=scope, **keys)
+        trainer.train()
+        lines.append(trainer.state.log_history[0])
+    assert [lines[0][f"gated_fraction/{name}"] for name in CLASSES] == [1, 1, 1, 1]
+    assert [lines[1][f"gated_fraction/{name}"] for name in CLASSES] == [0, 1, 0, 0]
+    assert lines[0]["pref_loss"] == pytest.approx(lines[1]["pref_loss"])

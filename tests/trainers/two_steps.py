@@ -1,4 +1,4 @@
-"""Two optimiser steps; loss and every gradient of each: `python -m tests.trainers.two_steps settings.json found`.
+"""Two optimiser steps; loss and every gradient of each: `python -m tests.trainers.two_steps runs.json found`.
 
 Started by tests in one process or, through PyTorch's launcher, in several. The gradients are those the optimiser
 gets: accumulated, averaged over processes, and gathered whole where they are sharded.
@@ -103,7 +103,6 @@ def run(model: str, output_dir: str, classes: tuple[str, str], keys: dict[str, A
         ]
         sharded = [part <= (whole + 1) // 2 for part, whole in parts]
         gradients.found["sharded"] = torch.tensor(sharded)
-    trainer.end()
     return gradients
 
 
@@ -112,12 +111,12 @@ if __name__ == "__main__":
 
     from tokencredit.cluster.processes import leave
 
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    if settings["keys"].get("deepspeed"):
+    runs = json.loads(Path(sys.argv[1]).read_text())
+    if any(settings["keys"].get("deepspeed") for settings in runs.values()):
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
-    result = run(**settings)
+    found = {f"{name}/{key}": value for name, s in runs.items() for key, value in run(**s).found.items()}
     if os.environ.get("RANK", "0") == "0":
-        save_file(result.found, sys.argv[2])
+        save_file(found, sys.argv[2])
     leave(0)
