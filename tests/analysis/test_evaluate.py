@@ -19,6 +19,8 @@ from tokencredit.cli import app
 from tokencredit.data.serialise import to_json
 from tokencredit.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 STREET = [{"code": "Street", "subcode": "Name", "span": "Main"}]
 BOX = [{"code": "Box", "subcode": "Type", "span": "PO Box"}]
 # Three of four answers are the street.

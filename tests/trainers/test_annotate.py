@@ -19,6 +19,8 @@ from tokencredit.trainers import annotate
 from tokencredit.trainers.pairs import MOST_CLASSES, class_names
 from tokencredit.trainers.tab_po import TABPOConfig, TABPOTrainer
 
+pytestmark = pytest.mark.slow
+
 COMMON: dict[str, Any] = SHORT_RUN | {"use_cpu": True, "bf16": False, "disable_tqdm": True}
 STREAM = {name: value for name, value in COMMON.items() if name != "max_steps"}
 PAIR = {"prompt": "Ada asks: ", "chosen": "Grace", "rejected": "Alan!"}

@@ -20,6 +20,8 @@ from tests.trainers.two_steps import OURS, STOCK, run
 from tokencredit.recipes.init_model import write_initial_model
 from tokencredit.recipes.schema import Init
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-6
 FORMS = {"sum": "sigmoid", "weighted": "sigmoid_norm"}
 REPOSITORY = Path(__file__).parents[2]

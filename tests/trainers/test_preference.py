@@ -17,6 +17,8 @@ from tokencredit.losses import dpo_loss, tab_po_loss
 from tokencredit.trainers.preference import PreferenceConfig, PreferenceTrainer
 from tokencredit.trainers.tab_po import TABPOConfig, TABPOTrainer
 
+pytestmark = pytest.mark.slow
+
 COMMON: dict[str, Any] = SHORT_RUN | {"use_cpu": True, "bf16": False, "disable_tqdm": True, "beta": 0.5}
 CLASSES = ("scaffold", "code", "subcode", "span")
 WEIGHTS = {"json": {"[].code": 1.1, "[].subcode": 1.2, "[].span": 1.1}, "differing": 1.2}

@@ -14,6 +14,8 @@ from tests.conftest import SHORT_RUN, preferences
 from tokencredit.trainers.preference import PreferenceTrainer
 from tokencredit.trainers.tab_po import TABPOConfig, TABPOTrainer
 
+pytestmark = pytest.mark.slow
+
 COMMON: dict[str, Any] = SHORT_RUN | {"use_cpu": True, "bf16": False, "disable_tqdm": True}
 
 

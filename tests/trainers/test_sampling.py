@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tokencredit.trainers.sampling import _Gumbel, _stream, sampled
 from tokencredit.trainers.task_metric import greedy_answers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> tuple[Any, Any]:

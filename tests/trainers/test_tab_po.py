@@ -16,6 +16,8 @@ from tokencredit.errors import InputError
 from tokencredit.losses import tab_po_loss
 from tokencredit.trainers.tab_po import TABPOConfig, TABPOTrainer
 
+pytestmark = pytest.mark.slow
+
 COMMON: dict[str, Any] = SHORT_RUN | {"max_steps": 3, "use_cpu": True, "bf16": False, "beta": 0.5, "disable_tqdm": True}
 WEIGHTS = {"json": {"[].code": 1.1, "[].subcode": 1.2, "[].span": 1.1}, "differing": 1.2}
 

@@ -27,6 +27,8 @@ from tokencredit.trainers.weighted import (
     WeightedSFTTrainer,
 )
 
+pytestmark = pytest.mark.slow
+
 COMMON: dict[str, Any] = SHORT_RUN | {"use_cpu": True, "bf16": False, "disable_tqdm": True}
 LOSSES = METHODS["dpo"].choices["loss_type"]
 
