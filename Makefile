@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	$(BIN)/tokencredit train sft/addresses resume_from_checkpoint=true
 
-# Two at a time, module by module and in order (the long ones come first): most of the time goes into starting processes.
+# Two at a time, module by module in their order, which leaves no long one for the end.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
