@@ -15,12 +15,13 @@ from tokencredit.recipes.files import RECIPE_FILE, load_yaml
 from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.callbacks import read_metrics
-from tokencredit.trainers.checkpoints import MANIFEST, SAVED_LAST, is_finished, latest_complete, read_manifest
+from tokencredit.trainers.checkpoints import MANIFEST, SAVED_LAST, End, is_finished, latest_complete, read_manifest
 from tokencredit.trainers.task_metric import answer_text
 
 LOCK = ".lock"
 # What a run writes before its first step; a folder with nothing else in it counts as unused.
 _PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp", LOCK}
+_LOSS_FIGURES = {"loss", "mean_token_accuracy", "entropy"}
 # A run goes on only with what it began with.
 _FIXED = ("trainer", "model_name_or_path", "init", "peft", "use_peft")
 
@@ -104,8 +105,13 @@ def _resume(recipe: Recipe, plan: Plan, found: Preflight) -> None:
     if not asked:
         return
     run = Path(recipe.output_dir)
-    limits = recipe.training.get("max_steps", -1), recipe.training.get("num_train_epochs", 3.0)
-    if asked is True and _has_ended(run, *limits):
+    metric = recipe.own.task_metric
+    end = End(
+        recipe.training.get("max_steps", -1),
+        recipe.training.get("num_train_epochs", 3.0),
+        metric.stop_at if metric else {},
+    )
+    if asked is True and _has_ended(run, end):
         found.finished = True
         found.notes += [*_changed_keys(run / RECIPE_FILE, recipe), "the run is complete"]
         return
@@ -134,7 +140,7 @@ def _resume(recipe: Recipe, plan: Plan, found: Preflight) -> None:
             "the order of the data and the random state differ from an uninterrupted run"
         )
     found.resume_from = str(folder)
-    found.finished = is_finished(folder, *limits)
+    found.finished = is_finished(folder, end)
     found.notes.append(f"the run is complete at {folder.name}" if found.finished else f"resuming from {folder.name}")
 
 
@@ -151,14 +157,13 @@ def _changed_keys(saved: Path, recipe: Recipe) -> list[str]:
     return [f"differs from the recipe the run began with: {', '.join(changed)}"] if changed else []
 
 
-def _has_ended(run: Path, max_steps: int, num_train_epochs: float) -> bool:
+def _has_ended(run: Path, end: End) -> bool:
     """Whether the run took its last step and saved its model, as its metrics say."""
     if not (run / SAVED_LAST).is_file():
         return False
-    last = next((line for line in reversed(read_metrics(run)) if "train_runtime" in line), None)
-    if last is None:
-        return False
-    return bool(last["step"] >= max_steps if max_steps > 0 else last["epoch"] >= num_train_epochs)
+    lines = read_metrics(run)
+    last = next((line for line in reversed(lines) if "train_runtime" in line), None)
+    return last is not None and end.is_at(last["step"], last["epoch"], lines)
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -276,17 +281,17 @@ def _check_task_metric(recipe: Recipe, data: RecipeData) -> None:
         if not {"prompt", reference} <= set(rows[0]):
             raise InputError("task_metric", f"the evaluation data has no prompt and {reference}", "add these columns")
         names = _metric_names(spec.function, [answer_text(row[reference]) for row in rows])
-    if best is None:
-        return
-    plain = best.removeprefix("eval_")
-    names |= {"loss", "mean_token_accuracy", "entropy"}
-    if plain not in names and "/" not in plain:  # TRL's own figures have a slash
-        near = get_close_matches(plain, names, n=1)
-        raise InputError(
-            "metric_for_best_model",
-            f"{best!r} is no figure of the evaluation",
-            f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
-        )
+        for name in spec.stop_at:
+            _check_figure("task_metric.stop_at", name, names)
+    if best is not None and "/" not in best:  # TRL's own figures have a slash
+        _check_figure("metric_for_best_model", best.removeprefix("eval_"), names | _LOSS_FIGURES)
+
+
+def _check_figure(where: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+        raise InputError(where, f"{name!r} is no figure of the evaluation", remedy)
 
 
 def _metric_names(function: str, golds: list[str]) -> set[str]:

@@ -159,4 +159,4 @@ def _task_metric(recipe: Recipe, evaluation: Any, trainer: Any) -> TaskMetricCal
     rows = islice(evaluation, spec.limit)
     reference = recipe.method.reference
     questions = [question(trainer.processing_class, row["prompt"], row[reference]) for row in rows]
-    return TaskMetricCallback(trainer, questions, metric_function(spec.function), spec.max_new_tokens)
+    return TaskMetricCallback(trainer, questions, metric_function(spec.function), spec.max_new_tokens, spec.stop_at)

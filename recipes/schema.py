@@ -62,6 +62,8 @@ class TaskMetric(_Section):
     max_new_tokens: int = Field(default=256, ge=1)
     limit: int | None = Field(default=None, ge=1)
     """Score the first so many evaluation rows only."""
+    stop_at: dict[str, float] = {}
+    """End training at the first evaluation in which each of these figures is at least so high."""
 
 
 class Augment(_Section):

@@ -38,6 +38,15 @@ class Case:
     text: str | None = None
 
 
+ADDRESSES = {
+    "dataset_name": "us_addresses",
+    "dataset_test_split": "validation",
+    "prompt_template": "{text}",
+    "completion_column": "results",
+    "eval_strategy": "epoch",
+}
+
+
 def void(result: object) -> None:
     """For what returns something nobody needs."""
 
@@ -259,15 +268,7 @@ CASES = {
     ),
     "best by an unknown figure": Case(
         ["metric_for_best_model", "'record_f2'", "'record_f1'"],
-        {
-            "dataset_name": "us_addresses",
-            "dataset_test_split": "validation",
-            "prompt_template": "{text}",
-            "completion_column": "results",
-            "task_metric": "json_records",
-            "eval_strategy": "epoch",
-            "metric_for_best_model": "record_f2",
-        },
+        ADDRESSES | {"task_metric": "json_records", "metric_for_best_model": "record_f2"},
     ),
     "streaming without end": Case(["max_steps", "streamed"], {"dataset_streaming": True, "max_steps": None}),
     "a DPO loss that is none": Case(["loss_type", "'sigmoyd'", "sigmoid"], {"trainer": "dpo", "loss_type": "sigmoyd"}),
@@ -290,6 +291,10 @@ CASES = {
     "best by a figure nobody has": Case(
         ["metric_for_best_model", "'accuracy'", "no figure of the evaluation"],
         {"metric_for_best_model": "accuracy", "eval_strategy": "epoch"},
+    ),
+    "stop at a figure nobody has": Case(
+        ["task_metric.stop_at", "'record_f2'", "did you mean 'record_f1'?"],
+        ADDRESSES | {"task_metric": {"function": "json_records", "stop_at": {"record_f2": 0.5}}},
     ),
     "chat data for a model from scratch": Case(
         ["model_name_or_path", "chat messages"],

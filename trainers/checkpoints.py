@@ -9,11 +9,15 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
+
+from tokencredit.trainers.task_metric import reached
 
 MANIFEST = "manifest.json"
 SAVED_LAST = "training_args.bin"
@@ -89,18 +93,40 @@ def forget_later(run: Path, step: int) -> None:
             (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def is_finished(checkpoint: Path, max_steps: int, num_train_epochs: float) -> bool:
-    """Whether a checkpoint lies at the end of its run.
-
-    The trainer must not be asked to resume from such a one: it would take another step.
+@dataclass(frozen=True)
+class End:
+    """What ends a run.
 
     Args:
-        checkpoint: A complete checkpoint.
-        max_steps: The recipe's limit; when positive it decides alone, as in the trainer.
-        num_train_epochs: The recipe's limit otherwise.
+        max_steps: When positive it decides instead of the epochs, as in the trainer.
+        num_train_epochs: Passes over the data.
+        stop_at: Figures of the task metric that end it earlier.
+    """
+
+    max_steps: int
+    num_train_epochs: float
+    stop_at: Mapping[str, float] = field(default_factory=dict)
+
+    def is_at(self, step: int, epoch: float, lines: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether a run is over.
+
+        Args:
+            step: Optimiser steps taken.
+            epoch: Passes over the data made.
+            lines: What was logged, each line with its `step`.
+        """
+        if step >= self.max_steps if self.max_steps > 0 else epoch >= self.num_train_epochs:
+            return True
+        return any(line.get("step") == step and reached(self.stop_at, line) for line in lines)
+
+
+def is_finished(checkpoint: Path, end: End) -> bool:
+    """Whether a complete checkpoint lies at the end of its run.
+
+    The trainer must not be asked to resume from such a one: it would take another step.
     """
     state = read_state(checkpoint)
-    return state.global_step >= max_steps if max_steps > 0 else (state.epoch or 0) >= num_train_epochs
+    return end.is_at(state.global_step, state.epoch or 0, state.log_history)
 
 
 def read_state(checkpoint: Path) -> TrainerState:

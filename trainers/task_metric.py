@@ -5,7 +5,7 @@ adds the figures to the evaluation metrics as `eval_<name>`, so that `metric_for
 `load_best_model_at_end` and early stopping can use them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,15 @@ from transformers import (
 from trl.models import unwrap_model_for_generation
 
 Metric = Callable[[list[str], list[str]], dict[str, float]]
+
+
+def reached(stop_at: Mapping[str, float], metrics: Mapping[str, Any]) -> bool:
+    """Whether `metrics` holds, as `eval_<name>`, at least the value of every figure that training is to stop at.
+
+    It is false when `stop_at` is empty or a figure is missing.
+    """
+    found = ((metrics.get(f"eval_{name}"), value) for name, value in stop_at.items())
+    return bool(stop_at) and all(figure is not None and figure >= value for figure, value in found)
 
 
 @dataclass(frozen=True)
@@ -138,13 +147,22 @@ class TaskMetricCallback(TrainerCallback):
         questions: All evaluation prompts with their references.
         metric: `fn(predictions, references) -> {name: value}`, called once over all answers on every process.
         max_new_tokens: Where an answer without end is cut.
+        stop_at: Training ends at the first evaluation in which each of these figures is at least so high.
     """
 
-    def __init__(self, trainer: Trainer, questions: list[Question], metric: Metric, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        questions: list[Question],
+        metric: Metric,
+        max_new_tokens: int,
+        stop_at: Mapping[str, float] | None = None,
+    ) -> None:
         self.trainer = trainer
         self.questions = questions
         self.metric = metric
         self.max_new_tokens = max_new_tokens
+        self.stop_at = stop_at or {}
 
     def on_evaluate(
         self,
@@ -154,13 +172,15 @@ class TaskMetricCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
-        """Add the scores to `metrics`, which is the dict that the trainer picks the best checkpoint by."""
+        """Add the scores to `metrics`, by which the trainer picks the best checkpoint; end training where asked."""
         references = [item.reference for item in self.questions]
         scores = self.metric(self.answers(), references)
         named = {f"eval_{name}": float(value) for name, value in scores.items()}
         if metrics is not None:
             metrics.update(named)
         self.trainer.log(dict(named))
+        if reached(self.stop_at, named):
+            control.should_training_stop = True
 
     def answers(self) -> list[str]:
         """Greedy answers to all questions, on every process."""

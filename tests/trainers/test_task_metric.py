@@ -1,6 +1,7 @@
 """Greedy answers during evaluation, and the figures that the trainer picks the best checkpoint by."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from tokencredit.recipes.build import build_trainer
 from tokencredit.recipes.data import load_data
 from tokencredit.recipes.schema import parse_recipe
 from tokencredit.trainers.callbacks import read_metrics
-from tokencredit.trainers.task_metric import Answer, greedy, greedy_answers, question
+from tokencredit.trainers.checkpoints import checkpoints
+from tokencredit.trainers.task_metric import Answer, greedy, greedy_answers, question, reached
 
 SHARD_EVERYTHING = "deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 METRIC = """
@@ -109,6 +111,42 @@ def test_figures_reach_the_log_and_pick_the_best_checkpoint(
     kept = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
     assert f"checkpoint-{trainer.state.best_global_step}" in kept
     assert "checkpoint-4" in kept
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "metrics", "ends"),
+    [
+        ({"f1": 0.5}, {"eval_f1": 0.5}, True),
+        ({"f1": 0.5}, {"eval_f1": 0.49}, False),
+        ({"f1": 0.5}, {"eval_f1": math.nan}, False),
+        ({"f1": 0.5, "exact": 0.1}, {"eval_f1": 0.9, "eval_exact": 0.0}, False),
+        ({"f1": 0.5, "exact": 0.1}, {"eval_f1": 0.9, "eval_exact": 0.2}, True),
+        ({"f1": 0.5}, {"loss": 1.0}, False),
+        ({}, {"eval_f1": 1.0}, False),
+    ],
+)
+def test_every_figure_must_be_reached(stop_at: dict[str, float], metrics: dict[str, float], ends: bool) -> None:
+    assert reached(stop_at, metrics) is ends
+
+
+@pytest.mark.slow
+def test_training_stops_at_a_figure_and_the_run_counts_as_complete(
+    recipe_text: dict[str, Any], tmp_path: Path, run_cli: Any
+) -> None:
+    (tmp_path / "rows_metric.py").write_text(METRIC)
+    steps = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    spec = {"function": "rows_metric:score", "max_new_tokens": 3, "limit": 5, "stop_at": {"rows": 5}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_text | steps | {"task_metric": spec}))
+    run_cli(tmp_path, "train", "recipe.yaml")
+    run = tmp_path / "run"
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-2"]
+    assert read_metrics(run)[-1]["step"] == 2
+    for says in ("the run is complete\n", "the run is complete at checkpoint-2"):
+        again = run_cli(tmp_path, "train", "recipe.yaml", "resume_from_checkpoint=true")
+        assert says in again.stderr
+        (run / "training_args.bin").unlink()  # as if killed before the model was saved in the run folder
+    run_cli(tmp_path, "train", "recipe.yaml", "resume_from_checkpoint=true", "task_metric.stop_at.rows=6")
+    assert read_metrics(run)[-1]["step"] == 6, "five rows never are six"
 
 
 def test_dpo_compares_with_the_chosen_answer(
