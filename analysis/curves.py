@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from tokencredit.analysis.token_view import short
@@ -12,6 +13,8 @@ Points = tuple[list[int], list[float]]
 
 MAX_POINTS = 400
 MAX_PARTS = 8
+DASHES = 4
+"""Dash patterns that the page can tell apart."""
 
 MEANINGS: Mapping[str, str] = {
     "rewards": "implicit reward of a response",
@@ -106,7 +109,7 @@ def chart_groups(runs: Mapping[str, Lines]) -> list[ChartGroup]:
 
     A chart holds one figure: `eval_<name>` with `<name>`, all token classes `<name>/<class>` with it, and F1 with its
     precision and recall. Colours tell these apart, or else runs; dashes tell training from evaluation, or where both
-    vary, in charts of their own, runs.
+    vary, in charts of their own, runs. Of more runs than there are dashes each class has a chart of its own.
 
     Args:
         runs: Name → metric lines, each with `step`.
@@ -114,11 +117,10 @@ def chart_groups(runs: Mapping[str, Lines]) -> list[ChartGroup]:
     groups = {
         name: ChartGroup(name) for name in ("Objective", "Task", "Tokens", "Other figures", "Optimiser and speed")
     }
-    for name, series in _families(runs).items():
-        groups[_heading(name, series)].charts.extend(_charts(name, series, _short_names(list(runs))))
-    for title, order in (("Objective", _OBJECTIVE), ("Tokens", _TOKENS), ("Optimiser and speed", _BOOKKEEPING)):
-        places = {name: place for place, name in enumerate(order)}
-        groups[title].charts.sort(key=lambda chart: places.get(chart.title.split(" · ")[0], len(places)))
+    families = _families(runs)
+    order = {name: place for place, name in enumerate((*_OBJECTIVE, *_TOKENS, *_BOOKKEEPING))}
+    for name in sorted(families, key=lambda name: order.get(name, len(order))):
+        groups[_heading(name, families[name])].charts.extend(_charts(name, families[name], _short_names(list(runs))))
     return [group for group in groups.values() if group.charts]
 
 
@@ -142,16 +144,20 @@ def _families(runs: Mapping[str, Lines]) -> dict[str, list[_Series]]:
 
 
 def _short_names(runs: list[str]) -> list[str]:
-    """Names of runs without what all of them begin with, so that a small legend shows where they differ."""
+    """Names of runs without what all of them begin with, or end with as a folder: what is left tells them apart."""
     if len(runs) < 2:
         return runs
-    start = 0
-    for place, letters in enumerate(zip(*runs, strict=False)):
-        if len(set(letters)) > 1:
-            break
-        if letters[0] in "-_/ ":
-            start = place + 1
+    folders = [run.split("/") for run in runs]
+    end = _shared([parts[::-1] for parts in folders])
+    if all(len(parts) > end for parts in folders):
+        runs = ["/".join(parts[: len(parts) - end]) for parts in folders]
+    start = max(runs[0][: _shared(runs)].rfind(mark) for mark in "-_/ ") + 1
     return [run[start:] for run in runs] if all(len(run) > start for run in runs) else runs
+
+
+def _shared(names: Sequence[Sequence[str]]) -> int:
+    """How many of the first items all names have in common."""
+    return sum(1 for _ in takewhile(lambda items: len(set(items)) == 1, zip(*names, strict=False)))
 
 
 def _family(name: str, heads: set[str]) -> tuple[str, str]:
@@ -209,12 +215,20 @@ def _charts(family: str, series: list[_Series], runs: list[str]) -> list[Chart]:
     if len(shown) < len(parts):
         meaning = f"{meaning}; the {len(shown)} largest of {len(parts)}".removeprefix("; ")
     series = [item for item in series if item.part in shown]
+    if len(runs) > DASHES and len(shown) > 1:
+        return [_of_part(family, part, meaning, [s for s in series if s.part == part], runs) for part in shown]
     if len(runs) > 1 and len(shown) > 1 and len(splits) > 1:
         return [
             Chart(_title(family, [split]), meaning, _lines([s for s in series if s.split == split], runs))
             for split in splits
         ]
     return [Chart(_title(family, splits), meaning, _lines(series, runs))]
+
+
+def _of_part(family: str, part: str, meaning: str, series: list[_Series], runs: list[str]) -> Chart:
+    splits = list(dict.fromkeys(item.split for item in series))
+    name = f"{family}{'_' if part in _SCORES else '/'}{part}" if part else family
+    return Chart(_title(name, splits), meaning, _lines(series, runs))
 
 
 def _title(family: str, splits: list[str]) -> str:

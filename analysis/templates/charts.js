@@ -5,7 +5,11 @@
 const charts = (() => {
   const data = readData("chart-data");
   const HEIGHT = 128;
-  const EDGE = { left: 40, right: 6, top: 6, bottom: 16 };
+  // The left and the right edge are as wide as the numbers there need, but at least this, so that charts line up.
+  const EDGE = { left: 40, right: 6, top: 8, bottom: 16 };
+  // Letters of a name: what fits above a column of values, and beside others in a line of the legend.
+  const ABOVE = 8;
+  const BESIDE = 12;
   const drawn = [];
 
   function svg(name, attributes = {}) {
@@ -64,40 +68,74 @@ const charts = (() => {
     return key;
   }
 
-  // One entry per colour with the values of all its lines; where there are dashes, the first entry says what they are.
-  function legend(lines) {
-    const list = element("ul", { class: "keys" });
-    const styles = new Map(lines.filter((line) => line.style).map((line) => [line.style, line.dash]));
+  // A name that may go on in the next line after each of its parts.
+  function name(text) {
+    const found = element("span", { class: "name" });
+    text.split(/(?<=[-_/.])/).forEach((part, place) => found.append(...(place ? [element("wbr")] : []), part));
+    return found;
+  }
+
+  function dashes(styles) {
     const head = element("li", { class: "styles" }, element("span"));
     styles.forEach((dash, style) => {
       const key = sample(0, dash);
       key.setAttribute("class", "key");
-      head.append(element("span", {}, key, style));
+      head.append(element("span", { class: "value" }, key, name(style)));
     });
-    if (styles.size) list.append(head);
+    return head;
+  }
+
+  // One entry per colour with the values of all its lines; where there are dashes, the first entry says what they are.
+  function legend(lines) {
+    const list = element("ul", { class: "keys" });
+    const styles = new Map(lines.filter((line) => line.style).map((line) => [line.style, line.dash]));
+    if (styles.size) list.append(dashes(styles));
+    list.classList.toggle("plain", styles.size === 0);
     list.classList.toggle("matrix", styles.size === 2);
+    list.classList.toggle("listed", [...styles.keys()].some((style) => style.length > ABOVE));
     const items = new Map();
     const outputs = lines.map((line) => {
       if (!items.has(line.label)) {
-        items.set(line.label, element("li", {}, element("span", {}, line.label)));
+        items.set(line.label, element("li", {}, name(line.label)));
         list.append(items.get(line.label));
       }
       const output = element("output", { "aria-live": "off" });
-      const broken = line.broken ? ` (${line.broken} not finite)` : "";
-      items.get(line.label).append(element("span", {}, sample(line.colour, line.dash), output, broken));
+      const number = element("span", { class: "number" }, sample(line.colour, line.dash), output);
+      const broken = line.broken ? [` (${line.broken} not finite)`] : [];
+      items.get(line.label).append(element("span", { class: "value" }, number, ...broken));
       return output;
     });
     return { list, outputs };
   }
 
-  function frame(root, x, y, width, [first, last], [low, high]) {
-    for (const value of ticks(low, high, 4.5)) {
+  // How wide the widest of the numbers is, in the font of the chart.
+  function widest(root, values) {
+    const widths = values.map((value) => {
+      const text = label(0, 0, "start", figure(value));
+      root.append(text);
+      const width = text.getComputedTextLength();
+      text.remove();
+      return width;
+    });
+    return Math.max(0, ...widths);
+  }
+
+  // The numbers at the axes, and edges in which they have room.
+  function axes(root, width, [first, last], [low, high]) {
+    const levels = ticks(low, high, 4.5);
+    const steps = first === last ? [first] : ticks(first, last, Math.max(2, width / 50)).filter(Number.isInteger);
+    const left = Math.max(EDGE.left, Math.ceil(widest(root, levels)) + 7);
+    const right = Math.max(EDGE.right, Math.ceil(widest(root, steps) / 2) + 1);
+    return { levels, steps, left, right: width - right };
+  }
+
+  function frame(root, x, y, { levels, steps, left, right }) {
+    for (const value of levels) {
       const at = y(value);
-      root.append(svg("line", { x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at, class: value ? "rule" : "zero" }));
-      root.append(label(EDGE.left - 5, at + 3.5, "end", figure(value)));
+      root.append(svg("line", { x1: left, x2: right, y1: at, y2: at, class: value ? "rule" : "zero" }));
+      root.append(label(left - 5, at + 3.5, "end", figure(value)));
     }
-    const marks = first === last ? [first] : ticks(first, last, Math.max(2, width / 50)).filter(Number.isInteger);
-    for (const step of marks) root.append(label(x(step), HEIGHT - 3, "middle", figure(step)));
+    for (const step of steps) root.append(label(x(step), HEIGHT - 3, "middle", figure(step)));
   }
 
   function draw(chart) {
@@ -107,11 +145,13 @@ const charts = (() => {
     chart.width = width;
     const [first, last] = chart.range;
     const [low, high] = padded(chart.lines.flatMap((line) => line.values));
-    const x = (step) => EDGE.left + ((step - first) / (last - first || 1)) * (width - EDGE.left - EDGE.right);
-    const y = (value) => EDGE.top + ((high - value) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
     chart.root.replaceChildren();
     chart.root.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    frame(chart.root, x, y, width, chart.range, [low, high]);
+    const found = axes(chart.root, width, chart.range, [low, high]);
+    const { left, right } = found;
+    const x = (step) => left + ((step - first) / (last - first || 1)) * (right - left);
+    const y = (value) => EDGE.top + ((high - value) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
+    frame(chart.root, x, y, found);
     for (const line of chart.lines) {
       const points = line.at.map((step, place) => [x(step).toFixed(1), y(line.values[place]).toFixed(1)]);
       chart.root.append(svg("path", { d: points.length ? `M${points.join("L")}` : "", class: `c${line.colour % 8} d${line.dash % 4}` }));
@@ -122,7 +162,7 @@ const charts = (() => {
     chart.cursor = svg("line", { y1: EDGE.top, y2: HEIGHT - EDGE.bottom, class: "cursor", visibility: "hidden" });
     chart.root.append(chart.cursor);
     chart.x = x;
-    chart.stepAt = (px) => first + ((px - EDGE.left) / (width - EDGE.left - EDGE.right)) * (last - first);
+    chart.stepAt = (px) => first + ((px - left) / (right - left)) * (last - first);
   }
 
   // Mark a step in every chart; null goes back to the last values.
@@ -171,6 +211,9 @@ const charts = (() => {
   const resized = new ResizeObserver((entries) => {
     for (const entry of entries) if (entry.contentRect.width) draw(entry.target.chart);
   });
+
+  const names = data.charts.flatMap(({ lines }) => lines.flatMap((line) => [line.label, line.style]));
+  document.getElementById("panels")?.classList.toggle("roomy", names.some((text) => text.length > BESIDE));
 
   document.querySelectorAll("[data-chart]").forEach((box) => {
     const { title, lines } = data.charts[Number(box.dataset.chart)];

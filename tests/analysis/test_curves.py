@@ -82,11 +82,27 @@ def test_several_runs_are_overlaid() -> None:
         (("tab_po-b0.5", "tab_po-b0.1"), ["b0.5", "b0.1"]),
         (("seed1", "seed2"), ["seed1", "seed2"]),
         (("run-", "run-2"), ["run-", "run-2"]),
+        (("0/tab_po_weighted", "1/tab_po_weighted"), ["0", "1"]),
+        (("runs/0/tab_po_weighted", "runs/0/dpo"), ["tab_po_weighted", "dpo"]),
+        (("0/dpo", "0/sft", "1/dpo"), ["0/dpo", "0/sft", "1/dpo"]),
+        (("run", "a/run"), ["run", "a/run"]),
     ],
 )
-def test_names_in_legends_leave_out_what_is_common(names: tuple[str, str], shown: list[str]) -> None:
+def test_names_in_legends_leave_out_what_is_common(names: tuple[str, ...], shown: list[str]) -> None:
     lines: Lines = [{"step": 1, "loss": 1.0}]
-    assert [line.label for line in charts(lines, lines, names=names)["loss"].lines] == shown
+    assert [line.label for line in charts(*[lines] * len(names), names=names)["loss"].lines] == shown
+
+
+def test_more_runs_than_dashes_have_a_chart_for_each_class() -> None:
+    lines: Lines = [{"step": 1, "fell": 0.1, "fell/a": 0.2, "loss": 1.0}, {"step": 1, "eval_fell": 1.0, "eval_x_f1": 1}]
+    lines[1] |= {"eval_fell/a": 0.3, "eval_x_recall": 0.5}
+    names = tuple("pqrst")
+    found = charts(*[lines] * 5, names=names)
+    assert list(found) == ["loss", "x_f1 · eval", "x_recall · eval", "fell", "fell/a"]
+    splits = [(name, "train", place, 0) for place, name in enumerate(names)]
+    assert sorted(drawn(found["fell/a"])) == sorted(splits + [(name, "eval", place, 1) for name, _, place, _ in splits])
+    assert drawn(found["x_f1 · eval"]) == [(name, "", place, 0) for place, name in enumerate(names)]
+    assert "fell/a" not in charts(*[lines] * 4, names=names)
 
 
 def test_a_run_without_a_figure_is_not_in_its_chart() -> None:
