@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class Candidate:
     """A model to evaluate, and the documents as it is asked about them.
 
     Args:
-        label: Its name in tables.
+        label: Name of its arm in tables; candidates of one label are runs of one arm, one for each training seed.
         model: Folder or hub name.
         prompts: Text or chat messages, one per document.
         references: Gold answers as text, one per document.
@@ -55,7 +56,7 @@ def evaluate(
     One model is in memory at a time. Everything that can be known beforehand is checked for all of them first.
 
     Args:
-        candidates: At least one; the others are compared with the first.
+        candidates: At least one; the other arms are compared with that of the first.
         settings: How long answers may be, how many prompts go together, and how intervals are made.
         versions: Of the software, kept in the result.
         progress: Called with a line on what is being done.
@@ -64,8 +65,9 @@ def evaluate(
         Answers, counts, scores, intervals and differences.
 
     Raises:
-        InputError: There is no candidate or no document, two candidates share a label or have different gold
-            answers, a gold answer is no records, a model cannot be loaded, or a prompt leaves it no room.
+        InputError: There is no candidate or no document, an arm has the same model twice, two candidates have
+            different gold answers, a gold answer is no records, a model cannot be loaded, or a prompt leaves it no
+            room.
     """
     _check(candidates)
     prepared = [_prepare(candidate, settings.max_new_tokens) for candidate in candidates]
@@ -87,14 +89,19 @@ def evaluate(
 def _check(candidates: Sequence[Candidate]) -> None:
     if not candidates or not candidates[0].references:
         raise InputError("DATA", "nothing to evaluate", "give at least one model and one document")
-    labels = [candidate.label for candidate in candidates]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise InputError("MODEL", f"two models are called {twice!r}", "write name=path to tell them apart")
+    seen: set[tuple[str, str | Path]] = set()
+    for candidate in candidates:
+        place = Path(candidate.model)
+        run = candidate.label, place.resolve() if place.exists() else candidate.model
+        if run in seen:
+            problem = f"{candidate.label!r} has {candidate.model!r} twice, and a run cannot differ from itself"
+            raise InputError("MODEL", problem, "give every training seed its own folder")
+        seen.add(run)
     gold = parse_references(candidates[0].references, where="DATA")
     for candidate in candidates[1:]:
         if parse_references(candidate.references, where="DATA") != gold:
-            problem = f"{candidate.label!r} and {labels[0]!r} have different gold answers"
+            # The folder and not the label, which several runs may share.
+            problem = f"{candidate.model!r} and {candidates[0].model!r} have different gold answers"
             raise InputError("MODEL", problem, "give one recipe for all models with --recipe")
 
 
@@ -108,7 +115,7 @@ def _prepare(candidate: Candidate, max_new_tokens: int) -> _Prepared:
         raise InputError("DATA", f"document {ids.index([])} has an empty prompt", "drop it, or give it a prompt")
     longest, room = max(map(len, ids)), max_positions(candidate.model)
     if room is not None and longest + max_new_tokens > room:
-        problem = f"{candidate.label!r} has {room} positions, and the longest prompt takes {longest} of them"
+        problem = f"{candidate.model!r} has {room} positions, and the longest prompt takes {longest} of them"
         remedy = f"set max_new_tokens to {room - longest} or less" if longest < room else "shorten the prompts"
         raise InputError("max_new_tokens", f"{max_new_tokens} is too much: {problem}", remedy)
     return _Prepared(candidate, tokenizer, ids)

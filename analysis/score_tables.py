@@ -10,13 +10,23 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
-from tokencredit.analysis.scores import FORMAT, Estimate, Evaluation, NameScores
+from tokencredit.analysis.scores import FORMAT, ArmScores, Estimate, Evaluation, NameScores
 from tokencredit.data.metrics import FIGURES
 from tokencredit.errors import InputError
 from tokencredit.trainers.callbacks import write_whole
 
 _TITLES = {"label": "labels", "sublabel": "sub-labels"}
 _EVALUATION = TypeAdapter(Evaluation)
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """What every evaluation's file holds, whatever the layout of the rest."""
+
+    format: int
+
+
+_STAMP = TypeAdapter(_Stamp)
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Grid:
 
 
 def summary(evaluation: Evaluation) -> list[Grid]:
-    """All figures of every model, their differences from the first, and the scores of each label.
+    """All figures of every arm, their differences from the first, and the scores of each label.
 
     Args:
         evaluation: What `evaluate` returned or `read_json` read.
@@ -74,7 +84,7 @@ def markdown(evaluation: Evaluation) -> str:
         The page.
     """
     settings = evaluation.settings
-    about = [f"- {model.label}: `{model.model}`" for model in evaluation.models] + [
+    about = [f"- {arm.label}: {', '.join(f'`{run.model}`' for run in arm.runs)}" for arm in evaluation.models] + [
         f"- {name}: {value}" for name, value in vars(settings).items() if value is not None
     ]
     grids = [*summary(evaluation), *_names(evaluation, "sublabel")]
@@ -84,12 +94,16 @@ def markdown(evaluation: Evaluation) -> str:
 
 def notes(evaluation: Evaluation) -> list[str]:
     """What a reader of the tables should know beside them: answers that were cut."""
-    limit = evaluation.settings.max_new_tokens
-    cut = {model.label: sum(not document.ended for document in model.documents) for model in evaluation.models}
+    limit, documents = evaluation.settings.max_new_tokens, len(evaluation.references)
+    cut = [
+        (arm.label if len(arm.runs) == 1 else f"{arm.label} ({run.model})", [found.ended for found in run.documents])
+        for arm in evaluation.models
+        for run in arm.runs
+    ]
     return [
-        f"{label}: {count} of {len(evaluation.references)} answers were cut at {limit} tokens"
-        for label, count in cut.items()
-        if count
+        f"{name}: {ended.count(False)} of {documents} answers were cut at {limit} tokens"
+        for name, ended in cut
+        if not all(ended)
     ]
 
 
@@ -142,37 +156,49 @@ def read_json(path: Path) -> Evaluation:
         InputError: The file cannot be read or holds no evaluation of this format.
     """
     try:
-        evaluation = _EVALUATION.validate_json(path.read_bytes())
+        text = path.read_bytes()
+        found = _STAMP.validate_json(text).format
+        if found != FORMAT:
+            raise InputError(str(path), f"format {found} is not {FORMAT}", "evaluate the models again")
+        return _EVALUATION.validate_json(text)
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(str(path), f"no evaluation ({reason})", "give a file that `eval --output` wrote") from None
-    if evaluation.format != FORMAT:
-        raise InputError(str(path), f"format {evaluation.format} is not {FORMAT}", "evaluate the models again")
-    return evaluation
 
 
 def _figures(evaluation: Evaluation) -> Iterator[Grid]:
-    models, documents = evaluation.models, len(evaluation.references)
+    arms, documents = evaluation.models, len(evaluation.references)
     share = f"{evaluation.settings.confidence:.0%}"
-    rows = [[name, *(_cell(model.scores[name]) for model in models)] for name in FIGURES]
-    yield Grid(f"{documents} documents, {share} intervals", ["figure", *(model.label for model in models)], rows)
-    others = [(model, model.differences) for model in models if model.differences is not None]
-    if others:
-        rows = [[name, *(_cell(found[name], "+") for _, found in others)] for name in FIGURES]
-        header = ["figure", *(model.label for model, _ in others)]
-        yield Grid(f"difference from {models[0].label}, {share} paired intervals", header, rows)
+    yield _figure_grid(f"{documents} documents, {share} intervals", {_heading(arm): arm.scores for arm in arms})
+    differences = {_heading(arm): arm.differences for arm in arms if arm.differences is not None}
+    if differences:
+        yield _figure_grid(f"difference from {arms[0].label}, {share} paired intervals", differences, "+")
+
+
+def _heading(arm: ArmScores) -> str:
+    return arm.label if len(arm.runs) == 1 else f"{arm.label}, {len(arm.runs)} runs"
+
+
+def _figure_grid(title: str, columns: dict[str, dict[str, Estimate]], sign: str = "") -> Grid:
+    if any(figure.spread is not None for scores in columns.values() for figure in scores.values()):
+        title += ", mean ± standard deviation over runs"
+    rows = [[name, *(_cell(scores[name], sign) for scores in columns.values())] for name in FIGURES]
+    return Grid(title, ["figure", *columns], rows)
 
 
 def _names(evaluation: Evaluation, level: str) -> Iterator[Grid]:
-    for model in evaluation.models:
-        differs = model.differences is not None
-        header = [_TITLES[level], "support", "precision", "recall", "f1", *(["f1 difference"] if differs else [])]
-        rows = [_name_row(scores) for scores in model.names[level] if scores.support]
-        # A name that no document has cannot be found, so its precision is 0 if it was predicted and 1 if not.
-        invented = sum(not scores.support and scores.precision.value == 0 for scores in model.names[level])
-        if invented:
-            rows.append([f"({invented} in no document)", *[""] * (len(header) - 1)])
-        yield Grid(f"{_TITLES[level]}, {model.label}", header, rows)
+    return (_name_grid(arm, level) for arm in evaluation.models)
+
+
+def _name_grid(arm: ArmScores, level: str) -> Grid:
+    differs = arm.differences is not None
+    header = [_TITLES[level], "support", "precision", "recall", "f1", *(["f1 difference"] if differs else [])]
+    rows = [_name_row(scores) for scores in arm.names[level] if scores.support]
+    # A name that no document has cannot be found: the precision of a run is 0 if it predicted it and 1 if not.
+    invented = sum(not scores.support and scores.precision.value < 1 for scores in arm.names[level])
+    if invented:
+        rows.append([f"({invented} in no document)", *[""] * (len(header) - 1)])
+    return Grid(f"{_TITLES[level]}, {arm.label}", header, rows)
 
 
 def _name_row(scores: NameScores) -> list[str]:
@@ -188,4 +214,5 @@ def _printable(name: str) -> str:
 
 def _cell(figure: Estimate, sign: str = "") -> str:
     value, low, high = (format(number, f"{sign}z.3f") for number in (figure.value, figure.low, figure.high))
-    return f"{value} [{low}, {high}]"
+    spread = "" if figure.spread is None else f" ±{figure.spread:.3f}"
+    return f"{value}{spread} [{low}, {high}]"

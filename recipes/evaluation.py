@@ -35,7 +35,8 @@ def evaluate_models(
     pairs, the recipe of the model that the run began with counts.
 
     Args:
-        models: Folders or hub names, each as `name=path` or alone, when the folder's name is the label.
+        models: Folders or hub names, each as `name=path` or alone, when the folder's name is the label. Those of one
+            `name=` are runs of one arm, one for each training seed.
         settings: Of the evaluation; the data is a path, a built-in or a hub name.
         recipe: File or built-in name of a recipe that counts for all models instead of their own.
         progress: Called with a line on what is being done.
@@ -46,11 +47,11 @@ def evaluate_models(
     Raises:
         InputError: Anything of it cannot be used; see also `tokencredit.analysis.evaluate.evaluate`.
     """
-    folders = labelled(models)
+    named = labelled(models)
     given = None if recipe is None else (recipe, parse_recipe(read_recipe(recipe, [])))
     dataset, split = _documents(settings)
     candidates = []
-    for label, model in folders.items():
+    for label, model in named:
         origin, own = given or _own_recipe(model, set(dataset.column_names)) or (None, None)
         if own is None:
             load_tokenizer(model)  # a misspelt folder has no recipe: say so before the data is found lacking
@@ -59,28 +60,34 @@ def evaluate_models(
     return evaluate(candidates, replace(settings, split=split), versions=versions(), progress=progress)
 
 
-def labelled(models: Sequence[str]) -> dict[str, str]:
+def labelled(models: Sequence[str]) -> list[tuple[str, str]]:
     """Read `name=path` items.
 
     Args:
         models: As `evaluate_models` takes them. An existing folder with an equals sign in its name is a folder.
 
     Returns:
-        Label → folder or hub name, in the order given.
+        Label and folder or hub name of each, in the order given.
 
     Raises:
-        InputError: A label or a path is empty, or two labels are the same.
+        InputError: A label or a path is empty, or a label that was not written out is that of another model.
     """
-    found: dict[str, str] = {}
+    found: list[tuple[str, str]] = []
+    unwritten: list[str] = []
     for item in models:
         label, equals, path = item.partition("=")
         if not equals or Path(item).is_dir():
             label, path = Path(item).resolve().name, item
+            unwritten.append(label)
         if not label or not path:
             raise InputError("MODEL", f"{item!r} is no model", "write a folder, a hub name or name=path")
-        if label in found:
-            raise InputError("MODEL", f"two models are called {label!r}", "write name=path to tell them apart")
-        found[label] = str(Path(path).expanduser()) if path.startswith("~") else path
+        found.append((label, str(Path(path).expanduser()) if path.startswith("~") else path))
+    labels = [label for label, _ in found]
+    # A name given twice means one arm; folders that happen to be called alike do not.
+    twice = next((label for label in unwritten if labels.count(label) > 1), None)
+    if twice is not None:
+        remedy = "write name=path to tell them apart; one name= before several paths means training seeds of one arm"
+        raise InputError("MODEL", f"two models are called {twice!r}", remedy)
     return found
 
 

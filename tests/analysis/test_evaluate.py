@@ -96,10 +96,11 @@ def test_the_command(street_model: Path, tmp_path: Path, tiny_model: Path) -> No
     assert found.references == [to_json(row["records"]) for row in ROWS]
     street, same, random_scores = found.models
     assert [model.label for model in found.models] == ["street", "same", "random"]
-    assert street.recipe == str(street_model / "recipe.yaml")
-    assert [document.prompt for document in street.documents] == [f"line {i}: " for i in range(4)]
-    assert [document.answer for document in street.documents] == [to_json(STREET)] * 4
-    assert all(document.ended for document in street.documents)
+    (run,) = street.runs
+    assert (run.model, run.recipe) == (str(street_model), str(street_model / "recipe.yaml"))
+    assert [document.prompt for document in run.documents] == [f"line {i}: " for i in range(4)]
+    assert [document.answer for document in run.documents] == [to_json(STREET)] * 4
+    assert all(document.ended for document in run.documents)
     # One record is predicted in each of four documents and right in three.
     for level in ("label", "sublabel", "span_exact", "span_relaxed", "record"):
         assert [street.scores[f"{level}_{part}"].value for part in ("precision", "recall", "f1")] == [0.75] * 3
@@ -110,13 +111,57 @@ def test_the_command(street_model: Path, tmp_path: Path, tiny_model: Path) -> No
 
     assert same.differences is not None
     assert set(same.differences.values()) == {Estimate(0, 0, 0)}
-    assert same.documents == street.documents
+    assert same.runs[0].documents == run.documents
     assert random_scores.scores["valid_json"].value == 0
     assert random_scores.differences is not None
     assert random_scores.differences["exact"].value == -0.75
     assert "random" in shown
     assert "-0.750" in shown
     assert "| valid_json | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 0.000 [0.000, 0.000] |" in page.read_text()
+
+
+def test_models_of_one_name_are_runs_of_one_arm(street_model: Path, tmp_path: Path, tiny_model: Path) -> None:
+    folders = [tmp_path / seed / "run" for seed in ("s0", "s1", "s2", "s3")]
+    for folder, model in zip(folders, [street_model, tiny_model, street_model, street_model], strict=True):
+        shutil.copytree(model, folder)
+        write_recipe(folder, **TEMPLATE)
+    data, saved, page = write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "all.json", tmp_path / "all.md"
+    named = [f"{name}={folder}" for name, folder in zip("aabb", folders, strict=True)]
+    options = ["--max-new-tokens", 6, "--resamples", 100, "--output", saved, "--markdown", page]
+    code, shown, notes = call(*named, data, *options)
+
+    assert code == 0, notes
+    assert f"note: a ({folders[1]}): 4 of 4 answers were cut at 6 tokens" in notes
+    first, second = read_json(saved).models
+    assert [[run.model for run in arm.runs] for arm in (first, second)] == [
+        [str(folder) for folder in folders[:2]],
+        [str(folder) for folder in folders[2:]],
+    ]
+    # 3 and 0 of 4 right, against 3 and 3: the second pair of seeds differs by 3/4.
+    assert [run.scores["exact"] for run in first.runs] == [0.75, 0]
+    assert first.scores["exact"].value == 0.375
+    assert first.scores["exact"].spread == pytest.approx(0.75 / 2**0.5)
+    assert second.scores["exact"].spread == 0
+    assert second.differences is not None
+    assert second.differences["exact"].value == 0.375
+    assert second.differences["exact"].spread == pytest.approx(0.75 / 2**0.5)
+    assert "a, 2 runs" in shown
+    assert "0.375 ±0.530 [" in shown
+    assert "+0.375 ±0.530 [" in page.read_text()
+    # In turns, the arms and their pairs are the same.
+    assert call(*(named[place] for place in (0, 2, 1, 3)), data, *options)[0] == 0
+    assert read_json(saved).models == [first, second]
+
+
+def test_the_size_of_a_batch_changes_no_answer(tiny_model: Path) -> None:
+    prompts = [f"{'line ' * (i % 4)}{i}: " for i in range(60)]
+    candidate = Candidate("a", str(tiny_model), prompts, [to_json(STREET)] * 60)
+    found = [
+        evaluate([candidate], Settings(data="d", max_new_tokens=8, batch_size=size, resamples=1)).models
+        for size in (1, 7, 256)
+    ]
+    assert len({document.answer for document in found[0][0].runs[0].documents}) > 10, "prompts are told apart"
+    assert found[0] == found[1] == found[2]
 
 
 def test_limit_split_and_repetition(street_model: Path, tmp_path: Path) -> None:
@@ -141,7 +186,7 @@ def test_whose_recipe_asks(street_model: Path, tmp_path: Path) -> None:
     def prompt(model: object, *options: object, rows: Path = data) -> tuple[str, str | None]:
         code, _, errors = call(model, rows, "--max-new-tokens", 2, "--output", tmp_path / "a.json", *options)
         assert code == 0, errors
-        found = read_json(tmp_path / "a.json").models[0]
+        (found,) = read_json(tmp_path / "a.json").models[0].runs
         return found.documents[1].prompt, found.recipe
 
     own = street_model / "recipe.yaml"
@@ -184,7 +229,7 @@ def test_chat_prompts_and_answers(street_model: Path, tmp_path: Path) -> None:
     assert call(model, data, "--max-new-tokens", 3, "--output", tmp_path / "a.json")[0] == 0
     found = read_json(tmp_path / "a.json")
     assert found.models[0].scores["exact"].value == 1
-    assert found.models[0].documents[0].prompt == row["prompt"]
+    assert found.models[0].runs[0].documents[0].prompt == row["prompt"]
     code, _, errors = call(f"a={model}", f"b={street_model}", data, "--max-new-tokens", 3, "--recipe", "sft/addresses")
     assert code == 2, errors  # the recipe's template needs a column that this data lacks
     (model / "chat_template.jinja").unlink()
@@ -254,7 +299,18 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no weights": (["bare", "rows.jsonl"], ["MODEL: 'bare' has no model that can be loaded"]),
     "weights missing": (["broken", "rows.jsonl"], ["MODEL: 'broken' lacks 1 of its weights (", "up_proj"]),
     "the same label twice": (["run", "other/run", "rows.jsonl"], ["MODEL: two models are called 'run'", "name=path"]),
-    "the same given label": (["a=run", "a=run", "rows.jsonl"], ["MODEL: two models are called 'a'"]),
+    "a given label that a folder has": (
+        ["run=turned", "run", "two.jsonl"],
+        ["MODEL: two models are called 'run'", "one name= before several paths means training seeds of one arm"],
+    ),
+    "a folder that has a given label": (
+        ["other/run", "run=turned", "two.jsonl"],
+        ["MODEL: two models are called 'run'"],
+    ),
+    "a run twice in an arm": (
+        ["a=run", "a=./other/../run", "rows.jsonl"],
+        ["MODEL: 'a' has './other/../run' twice", "give every training seed its own folder"],
+    ),
     "a label without model": (["a=", "rows.jsonl"], ["MODEL: 'a=' is no model; write a folder, a hub name or"]),
     "a model without label": (["=run", "rows.jsonl"], ["MODEL: '=run' is no model"]),
     "no such data": (["run", "missing.jsonl"], ["DATA: no file or folder", "missing.jsonl", "a path that exists"]),
@@ -276,6 +332,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "a column that the recipe names": (["run", "names2.jsonl"], ["prompt_template: the evaluation data has no column"]),
     "different gold answers": (
         ["run", "turned", "two.jsonl"],
+        ["MODEL: 'turned' and 'run' have different gold", "--recipe"],
+    ),
+    "different gold answers in an arm": (
+        ["a=run", "a=turned", "two.jsonl"],
         ["MODEL: 'turned' and 'run' have different gold", "--recipe"],
     ),
     "no such recipe": (["run", "rows.jsonl", "--recipe", "no.yaml"], ["recipe: no file 'no.yaml'"]),
@@ -338,18 +398,25 @@ def test_a_folder_with_an_equals_sign(street_model: Path, tmp_path: Path, monkey
 
     monkeypatch.chdir(tmp_path)
     Path("lr=1").mkdir()
-    assert labelled(["lr=1", "b=lr=1", "org/name", "x=./a/"]) == {
-        "lr=1": "lr=1",
-        "b": "lr=1",
-        "name": "org/name",
-        "x": "./a/",
-    }
+    assert labelled(["lr=1", "b=lr=1", "org/name", "x=./a/", "b=org/name"]) == [
+        ("lr=1", "lr=1"),
+        ("b", "lr=1"),
+        ("name", "org/name"),
+        ("x", "./a/"),
+        ("b", "org/name"),
+    ]
 
 
 def test_nothing_to_evaluate() -> None:
     for candidates in ([], [Candidate("a", "m", [], [])]):
         with pytest.raises(InputError, match="nothing to evaluate"):
             evaluate(candidates, Settings(data="d"))
+
+
+def test_a_hub_name_twice_in_an_arm() -> None:
+    candidates = [Candidate("a", "org/name", ["p"], ["[]"])] * 2
+    with pytest.raises(InputError, match="'a' has 'org/name' twice, and a run cannot differ from itself"):
+        evaluate(candidates, Settings(data="d"))
 
 
 def test_a_tokenizer_pads_with_its_end(street_model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tables and files of an evaluation."""
 
+import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -29,6 +30,17 @@ def evaluation() -> Evaluation:
     return Evaluation(settings, {"device": "cpu"}, GOLD, score(models, GOLD, settings))
 
 
+@pytest.fixture
+def seeds(evaluation: Evaluation) -> Evaluation:
+    """Two runs of two arms, and one of a third."""
+    settings, answers = evaluation.settings, [GOLD, [GOLD[0], ODD, *GOLD[2:]], ["[]"] * 4]
+    models = [
+        Answers(label, f"runs/s{seed}/{label}", None, list("pqrs"), answers[which], [which < 2] * 4)
+        for label, seed, which in [("sft", 0, 1), ("sft", 1, 2), ("dpo", 0, 0), ("dpo", 1, 1), ("one", 0, 2)]
+    ]
+    return replace(evaluation, models=score(models, GOLD, settings))
+
+
 def printed(evaluation: Evaluation, width: int) -> str:
     console = Console(width=width, soft_wrap=True, file=StringIO())
     for grid in summary(evaluation):
@@ -37,7 +49,9 @@ def printed(evaluation: Evaluation, width: int) -> str:
     return console.file.getvalue()
 
 
-def test_json_holds_everything(evaluation: Evaluation, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["evaluation", "seeds"])
+def test_json_holds_everything(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    evaluation: Evaluation = request.getfixturevalue(name)
     write(evaluation, tmp_path / "a.json", tmp_path / "a.md")
     again = read_json(tmp_path / "a.json")
     assert again == evaluation
@@ -46,13 +60,14 @@ def test_json_holds_everything(evaluation: Evaluation, tmp_path: Path) -> None:
     answers = [
         Answers(
             model.label,
-            model.model,
-            model.recipe,
-            [d.prompt for d in model.documents],
-            [d.answer for d in model.documents],
-            [d.ended for d in model.documents],
+            run.model,
+            run.recipe,
+            [d.prompt for d in run.documents],
+            [d.answer for d in run.documents],
+            [d.ended for d in run.documents],
         )
         for model in again.models
+        for run in model.runs
     ]
     assert score(answers, again.references, again.settings) == evaluation.models
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.md"]
@@ -97,6 +112,40 @@ def test_markdown(evaluation: Evaluation) -> None:
     assert "\x1b" not in page
 
 
+def test_several_runs_in_the_tables(seeds: Evaluation) -> None:
+    figures, differences, names, *others = summary(seeds)
+    assert figures.title == "4 documents, 95% intervals, mean ± standard deviation over runs"
+    assert figures.header == ["figure", "sft, 2 runs", "dpo, 2 runs", "one"]
+    exact = next(row for row in figures.rows if row[0] == "exact")
+    # Right are 3 and 0 of 4, and 4 and 3 of 4.
+    assert [cell.split(" [")[0] for cell in exact[1:]] == ["0.375 ±0.530", "0.875 ±0.177", "0.000"]
+    assert differences.title == "difference from sft, 95% paired intervals, mean ± standard deviation over runs"
+    exact = next(row for row in differences.rows if row[0] == "exact")
+    # 4 − 3 and 3 − 0 quarters; one run has no pair.
+    assert [cell.split(" [")[0] for cell in exact[1:]] == ["+0.500 ±0.354", "-0.375"]
+    assert names.rows[0][4] == "0.500 ±0.707 [0.500, 1.000]"
+    assert [grid.rows[-1][0] for grid in (names, *others)] == ["(1 in no document)"] * 2 + ["a|b"]
+
+
+def test_several_runs_on_the_page(seeds: Evaluation) -> None:
+    page = markdown(seeds)
+    assert "- sft: `runs/s0/sft`, `runs/s1/sft`\n" in page
+    assert "- one: `runs/s0/one`\n" in page
+    assert "- sft (runs/s1/sft): 4 of 4 answers were cut at 256 tokens\n" in page
+    assert "| exact | 0.375 ±0.530 [" in page
+    assert notes(seeds)[1:] == ["one: 4 of 4 answers were cut at 256 tokens"]
+
+
+def test_layout_of_the_file(seeds: Evaluation) -> None:
+    found = json.loads(to_json(seeds))
+    assert found["format"] == 2
+    assert list(found["models"][0]) == ["label", "runs", "scores", "differences", "names"]
+    assert [list(run) for run in found["models"][0]["runs"]] == [["model", "recipe", "scores", "documents"]] * 2
+    assert [run["scores"]["exact"] for run in found["models"][0]["runs"]] == [0.75, 0]
+    assert list(found["models"][1]["differences"]["exact"]) == ["value", "low", "high", "spread"]
+    assert found["models"][2]["scores"]["exact"]["spread"] is None
+
+
 def test_notes_name_cut_answers_only(evaluation: Evaluation) -> None:
     assert notes(evaluation) == ["[b]bad: 2 of 4 answers were cut at 256 tokens"]
     assert notes(replace(evaluation, models=evaluation.models[:1])) == []
@@ -108,10 +157,17 @@ def test_one_model_has_no_differences(evaluation: Evaluation) -> None:
 
 
 def test_files_that_are_none(evaluation: Evaluation, tmp_path: Path) -> None:
-    for name, text in {"a.json": "{}", "b.json": "oops", "c.json": to_json(replace(evaluation, format=9))}.items():
-        (tmp_path / name).write_text(text)
-        with pytest.raises(InputError, match=r"no evaluation|format 9 is not 1"):
-            read_json(tmp_path / name)
+    old = json.dumps({"format": 1, "models": [{"label": "a", "model": "m", "documents": []}]})
+    for text, says in {
+        "{}": "no evaluation",
+        "oops": "no evaluation",
+        '{"format": 2}': "no evaluation",
+        to_json(replace(evaluation, format=9)): "format 9 is not 2; evaluate the models again",
+        old: "format 1 is not 2; evaluate the models again",
+    }.items():
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(InputError, match=says):
+            read_json(tmp_path / "a.json")
     with pytest.raises(InputError, match="no evaluation"):
         read_json(tmp_path / "missing.json")
 

@@ -2,12 +2,15 @@
 
 import json
 import random
+from dataclasses import replace
+from math import sqrt
 from typing import Any
 
 import pytest
 
-from tokencredit.analysis.scores import Answers, Estimate, Settings, score
-from tokencredit.data.metrics import FIGURES, json_records
+from tokencredit.analysis.scores import Answers, ArmScores, Estimate, Settings, score
+from tokencredit.analysis.statistics import percentile_interval, resampled_totals
+from tokencredit.data.metrics import FIGURES, count_matrix, count_records, figures, json_records
 from tokencredit.data.serialise import to_json
 from tokencredit.errors import InputError
 
@@ -37,8 +40,10 @@ def test_values_are_those_of_the_metric() -> None:
     assert list(scored.scores) == list(FIGURES)
     assert all(0 <= figure.low <= figure.value <= figure.high <= 1 for figure in scored.scores.values())
     assert scored.differences is None
-    assert [d.answer for d in scored.documents] == texts
-    assert sum(d.counts["record_tp"] for d in scored.documents) / 160 == scored.scores["record_recall"].value
+    (run,) = scored.runs
+    assert [d.answer for d in run.documents] == texts
+    assert sum(d.counts["record_tp"] for d in run.documents) / 160 == scored.scores["record_recall"].value
+    assert run.scores == {name: figure.value for name, figure in scored.scores.items()}
 
 
 def test_interval_of_exact_answers_by_hand() -> None:
@@ -120,6 +125,112 @@ def test_names_are_those_of_gold_answers_and_of_all_models() -> None:
     (nothing,) = score([answers("a", ["[]"])], ["[]"], SETTINGS)
     assert nothing.names == {"label": [], "sublabel": []}
     assert nothing.scores["label_f1"] == Estimate(1, 1, 1)
+
+
+RIGHT = [to_json([record(label)]) for label in "ABCD"]
+
+
+def right_in(places: str, label: str = "a") -> Answers:
+    """Answers to `RIGHT` that are right where there is a 1 and empty where there is a 0."""
+    return answers(label, [text if right == "1" else "[]" for text, right in zip(RIGHT, places, strict=False)])
+
+
+def exact(*models: Answers) -> list[tuple[Estimate, Estimate | None]]:
+    """The figure `exact` of each arm, and its difference from the first."""
+    scored = score(models, RIGHT[: len(models[0].texts)], SETTINGS)
+    return [(arm.scores["exact"], arm.differences["exact"] if arm.differences else None) for arm in scored]
+
+
+def test_one_run_is_the_plain_bootstrap() -> None:
+    sides = [documents(40, 7, right)[0] for right in (0.5, 0.8)]
+    gold = documents(40, 7, 0.5)[1]
+    first, second = score([answers("a", sides[0]), answers("b", sides[1])], gold, SETTINGS)
+    counts = [count_matrix(count_records(texts, gold)) for texts in sides]
+    value = [figures(found.sum(axis=0)) for found in counts]
+    drawn = [figures(resampled_totals(found, resamples=500, seed=0)) for found in counts]
+
+    def plain(values: Any, resampled: Any) -> list[Estimate]:
+        return [Estimate(*parts, None) for parts in zip(values, *percentile_interval(resampled), strict=True)]
+
+    assert list(first.scores.values()) == plain(value[0], drawn[0])
+    assert second.differences is not None
+    assert list(second.differences.values()) == plain(value[1] - value[0], drawn[1] - drawn[0])
+
+
+def test_mean_and_spread_by_hand() -> None:
+    # 3 and 1 of 4 right: mean 1/2, deviations ±1/4, so the variance is 2/16 over S − 1 = 1.
+    ((found, difference),) = exact(right_in("1110"), right_in("1000"))
+    assert (found.value, found.spread, difference) == (0.5, sqrt(1 / 8), None)
+    # Deviations 1/2, 0 and −1/2 of three runs: 1/2 over 2.
+    ((found, _),) = exact(right_in("1111"), right_in("1010"), right_in("0000"))
+    assert (found.value, found.spread) == (0.5, 0.5)
+    (scored,) = score([right_in("1110"), right_in("1000")], RIGHT, SETTINGS)
+    assert [run.scores["exact"] for run in scored.runs] == [0.75, 0.25]
+    assert [document.answer for document in scored.runs[1].documents] == [RIGHT[0], "[]", "[]", "[]"]
+
+
+def test_the_interval_is_that_of_the_mean_over_other_documents() -> None:
+    # Both runs right in the same one of two documents: the mean of a resample is 0, 1/2 or 1.
+    assert exact(right_in("10"), right_in("10")) == [(Estimate(0.5, 0, 1, 0), None)]
+    # Each right in another document: one of the two is always right in a drawn document.
+    assert exact(right_in("10"), right_in("01")) == [(Estimate(0.5, 0.5, 0.5, 0), None)]
+    # One run all right and one all wrong: other documents change nothing, another seed everything.
+    assert exact(right_in("11"), right_in("00")) == [(Estimate(0.5, 0.5, 0.5, sqrt(1 / 2)), None)]
+
+
+def test_a_repeated_run_only_adds_a_spread_of_nothing() -> None:
+    texts, gold = documents(30, 8, 0.6)
+    (one,) = score([answers("a", texts)], gold, SETTINGS)
+    (two,) = score([answers("a", texts)] * 2, gold, SETTINGS)
+    assert two.scores == {name: replace(figure, spread=0.0) for name, figure in one.scores.items()}
+    assert two.runs == one.runs * 2
+
+
+def test_differences_pair_the_runs_in_their_order() -> None:
+    first = right_in("1110"), right_in("1000")
+    low, high = right_in("1100", "b"), right_in("1111", "b")
+    # 1 − 3/4 and 1/2 − 1/4: both runs gain a quarter, though the runs of each arm are far apart.
+    (_, (found, difference)) = exact(*first, high, low)
+    assert found.spread == sqrt(1 / 8)
+    assert difference is not None
+    assert (difference.value, difference.spread) == (0.25, 0)
+    # 1/2 − 3/4 and 1 − 1/4: the mean and its interval are the same, the deviations are ±1/2.
+    (_, (_, crossed)) = exact(*first, low, high)
+    assert crossed == replace(difference, spread=sqrt(1 / 2))
+    # Arms in turns are the same arms.
+    assert exact(first[0], high, first[1], low) == exact(*first, high, low)
+
+
+def test_unequal_numbers_of_runs_have_no_pairs() -> None:
+    (_, (alone, difference), (_, of_three)) = exact(
+        *[right_in("1110"), right_in("1000"), right_in("1111", "b")],
+        *[right_in("0000", "c"), right_in("1000", "c"), right_in("1100", "c")],
+    )
+    assert alone.spread is None
+    assert difference is not None
+    assert (difference.value, difference.spread) == (0.5, None)
+    assert of_three is not None
+    assert (of_three.value, of_three.spread) == (-0.25, None)
+    # A difference of means is paired over documents: here the second arm is right in one document more of each draw.
+    (_, (_, difference)) = exact(right_in("00"), right_in("10"), right_in("01", "b"))
+    assert difference is not None
+    assert difference.low == -0.5, "both documents drawn are the first: 0 − 1/2"
+
+
+def test_names_are_means_over_runs() -> None:
+    gold = [to_json([record("A")])]
+    runs = [answers("a", gold), answers("a", ["[]"]), answers("b", [to_json([record("Z")])]), answers("b", gold)]
+    first, second = score(runs, gold, SETTINGS)
+
+    def table(arm: ArmScores) -> dict[str, tuple[float, ...]]:
+        return {n.name[0]: (n.support, n.precision.value, n.recall.value, n.f1.value) for n in arm.names["label"]}
+
+    # A name that is neither there nor predicted counts 1.
+    assert table(first) == {"A": (1, 0.5, 0.5, 0.5), "Z": (0, 1, 1, 1)}
+    assert table(second) == {"A": (1, 0.5, 0.5, 0.5), "Z": (0, 0.5, 0.5, 0.5)}
+    assert second.names["label"][0].f1.spread == sqrt(1 / 2)
+    # 0 − 1 and 1 − 0.
+    assert second.names["label"][0].f1_difference == Estimate(0, 0, 0, sqrt(2))
 
 
 @pytest.mark.parametrize(
