@@ -208,7 +208,10 @@ def pairs(
 
 @app.command("eval")
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Run folders or models, plain or name=path.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Run folders or models, plain or name=path; one name for an arm's seeds."),
+    ],
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, a built-in or a hub name.")],
     split: Annotated[str | None, typer.Option(help="Default: test, and train of a single file.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of the data.")] = None,
