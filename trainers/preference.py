@@ -11,7 +11,6 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 from trl import DPOConfig
 
-from tokencredit.data.weighters import from_recipe
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import disable_gradient_checkpointing, prepare_deepspeed, use_adapter
 from tokencredit.trainers.annotate import REFERENCE, WEIGHTS, first_row
@@ -19,6 +18,7 @@ from tokencredit.trainers.diagnostics import RATIOS, PairTokens, TokenMetrics, h
 from tokencredit.trainers.pair_loss import PairLoss, Returned, pair_loss
 from tokencredit.trainers.pairs import TokenPairTrainer
 from tokencredit.trainers.reference import with_reference_logps
+from tokencredit.trainers.settings import TokenWeighted
 
 # Settings of DPO that would be taken and do nothing.
 _WITHOUT_EFFECT = (
@@ -34,7 +34,7 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass
-class PreferenceConfig(DPOConfig):
+class PreferenceConfig(TokenWeighted, DPOConfig):
     """Configuration of `PreferenceTrainer`: TRL's `DPOConfig`, and
 
     Args:
@@ -53,17 +53,12 @@ class PreferenceConfig(DPOConfig):
 
     loss: str | None = field(default=None, metadata={"help": "module:function of a pair loss."})
     loss_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "Keywords for the loss."})
-    token_weights: dict[str, Any] | None = field(default=None, metadata={"help": "Weights of response tokens."})
     token_samples_steps: int | None = field(default=100, metadata={"help": "Steps between token-level samples."})
     num_token_samples: int = field(default=4, metadata={"help": "Pairs in a token-level sample."})
 
     default_loss = None
     """The loss where none is named, and the fields that it and any other loss may name."""
     loss_settings = ("beta",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.refuse(vars(self))
 
     @classmethod
     def pair_loss(cls, values: Mapping[str, Any]) -> PairLoss:
@@ -75,11 +70,8 @@ class PreferenceConfig(DPOConfig):
 
     @classmethod
     def refuse(cls, values: Mapping[str, Any]) -> None:
-        """Check fields, without making a configuration: that would start the accelerator.
-
-        Raises:
-            InputError: Naming the field that cannot be used.
-        """
+        """As the base class does, and what the loss leaves without effect or cannot do without."""
+        super().refuse(values)
         defaults = {item.name: item.default for item in fields(DPOConfig)}
         defaults["loss_type"] = ["sigmoid"]
         for name in _WITHOUT_EFFECT:
@@ -91,11 +83,9 @@ class PreferenceConfig(DPOConfig):
         if not values["beta"] > 0:
             raise InputError("beta", f"{values['beta']} is not positive", "give a number above 0")
         loss = cls.pair_loss(values)
-        if values["token_weights"] is not None:
-            from_recipe(values["token_weights"])
-            if not loss.wants_weights:
-                problem = f"{loss.name} uses no token weights"
-                raise InputError("token_weights", problem, "name chosen_weights in the loss, or remove them")
+        if values["token_weights"] is not None and not loss.wants_weights:
+            problem = f"{loss.name} uses no token weights"
+            raise InputError("token_weights", problem, "name chosen_weights in the loss, or remove them")
         if values["precompute_ref_log_probs"] and not loss.wants_reference:
             raise InputError("precompute_ref_log_probs", f"{loss.name} uses no reference", "remove it")
 

@@ -6,7 +6,7 @@ Without weights the losses are TRL's own. Weights are brought to mean one over t
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from trl import DPOConfig, SFTConfig, SFTTrainer
 
-from tokencredit.data.weighters import from_recipe
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import DataCollatorForLanguageModeling, weigh_log_probs
 from tokencredit.trainers.annotate import (
@@ -27,12 +26,11 @@ from tokencredit.trainers.annotate import (
     truncation,
 )
 from tokencredit.trainers.pairs import TokenPairTrainer
-
-_METADATA = {"help": "Weights of response tokens."}
+from tokencredit.trainers.settings import TokenWeighted
 
 
 @dataclass
-class WeightedDPOConfig(DPOConfig):
+class WeightedDPOConfig(TokenWeighted, DPOConfig):
     """TRL's `DPOConfig`, and
 
     Args:
@@ -41,19 +39,11 @@ class WeightedDPOConfig(DPOConfig):
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "token_weights"]  # noqa: RUF012  (as in the base class)
 
-    token_weights: dict[str, Any] | None = field(default=None, metadata=_METADATA)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.refuse(vars(self))
-
     @classmethod
     def refuse(cls, values: Mapping[str, Any]) -> None:
-        """Check fields, without making a configuration: that would start the accelerator."""
-        if values["token_weights"] is None:
-            return
-        from_recipe(values["token_weights"])
-        if values["use_weighting"]:
+        """As the base class does, and what does not go with token weights."""
+        super().refuse(values)
+        if values["token_weights"] is not None and values["use_weighting"]:
             problem = "WPO takes its weights from log-probabilities without token weights"
             raise InputError("use_weighting", problem, "remove it or token_weights")
 
@@ -92,7 +82,7 @@ class WeightedDPOTrainer(TokenPairTrainer):
 
 
 @dataclass
-class WeightedSFTConfig(SFTConfig):
+class WeightedSFTConfig(TokenWeighted, SFTConfig):
     """TRL's `SFTConfig`, and
 
     Args:
@@ -101,18 +91,12 @@ class WeightedSFTConfig(SFTConfig):
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "token_weights"]  # noqa: RUF012  (as in the base class)
 
-    token_weights: dict[str, Any] | None = field(default=None, metadata=_METADATA)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.refuse(vars(self))
-
     @classmethod
     def refuse(cls, values: Mapping[str, Any]) -> None:
-        """Check fields, without making a configuration: that would start the accelerator."""
+        """As the base class does, and what does not go with token weights."""
+        super().refuse(values)
         if values["token_weights"] is None:
             return
-        from_recipe(values["token_weights"])
         # What would leave the weights out, with the value that asks for nothing.
         plain: dict[str, Any] = {
             "dataset_kwargs": None,
