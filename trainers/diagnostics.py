@@ -31,6 +31,45 @@ HEAD_RATIOS: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass
+class ScoredPairs:
+    """A batch of pairs under the loss: tensors over tokens are `[2B, T]`, chosen responses first.
+
+    Args:
+        logps: ℓ_t under the policy.
+        ref_logps: ℓ_t^ref, where the loss asks for it.
+        mask: 1 on response tokens.
+        losses: `[B]`.
+        metrics: What the loss returns besides: `[B]`, or one per chosen token `[B, T]`.
+    """
+
+    logps: Tensor
+    ref_logps: Tensor | None
+    mask: Tensor
+    losses: Tensor
+    metrics: Mapping[str, Tensor]
+
+    def means(self) -> dict[str, Tensor]:
+        """The metrics with one number per pair, `[B]`."""
+        return {name: value for name, value in self.metrics.items() if value.dim() == 1}
+
+    def tokens(self, classes: Tensor | None, names: list[str]) -> "PairTokens":
+        """The tokens, with their classes if they have any."""
+        gradient = None
+        if self.losses.requires_grad:
+            # Stops at the log-probabilities: the model is not run backwards here.
+            (gradient,) = torch.autograd.grad(self.losses.sum(), self.logps, retain_graph=True)
+        return PairTokens(
+            mask=self.mask,
+            logps=self.logps.detach(),
+            ref_logps=self.ref_logps,
+            gradient=gradient,
+            chosen={name: value for name, value in self.metrics.items() if value.dim() == 2},
+            classes=classes,
+            names=names,
+        )
+
+
+@dataclass
 class PairTokens:
     """The tokens of a batch of pairs, `[2B, T]`, chosen responses first; detached.
 

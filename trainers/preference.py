@@ -14,7 +14,7 @@ from trl import DPOConfig
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import disable_gradient_checkpointing, prepare_deepspeed, use_adapter
 from tokencredit.trainers.annotate import REFERENCE, WEIGHTS, first_row
-from tokencredit.trainers.diagnostics import RATIOS, PairTokens, TokenMetrics, head_sums, write_samples
+from tokencredit.trainers.diagnostics import RATIOS, PairTokens, ScoredPairs, TokenMetrics, head_sums, write_samples
 from tokencredit.trainers.pair_loss import PairLoss, Returned, pair_loss
 from tokencredit.trainers.pairs import TokenPairTrainer
 from tokencredit.trainers.reference import with_reference_logps
@@ -138,7 +138,7 @@ class PreferenceTrainer(TokenPairTrainer):
         loss = losses.mean()
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
-        self._record(policy, reference, mask, losses, metrics, outputs, inputs)
+        self._record(ScoredPairs(policy, reference, mask, losses, metrics), outputs, inputs)
         if return_outputs:
             with torch.no_grad():
                 outputs = model(**forward)
@@ -204,36 +204,15 @@ class PreferenceTrainer(TokenPairTrainer):
             raise InputError("loss", f"{self._loss.name} uses no token weights, and the data has them", remedy)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
-    def _record(
-        self,
-        policy: Tensor,
-        reference: Tensor | None,
-        mask: Tensor,
-        losses: Tensor,
-        metrics: dict[str, Tensor],
-        outputs: Any,
-        inputs: dict[str, Any],
-    ) -> None:
+    def _record(self, scored: ScoredPairs, outputs: Any, inputs: dict[str, Any]) -> None:
         """Gather what is logged, in one exchange: means over pairs, and sums over tokens."""
         module: Any = self.model
         mode = "train" if module.training else "eval"
-        gradient = None
-        if losses.requires_grad:
-            # Stops at the log-probabilities: the model is not run backwards here.
-            (gradient,) = torch.autograd.grad(losses.sum(), policy, retain_graph=True)
         classes = inputs.get("token_classes")
         collator: Any = self.data_collator
-        tokens = PairTokens(
-            mask=mask,
-            logps=policy.detach(),
-            ref_logps=reference,
-            gradient=gradient,
-            chosen={name: value for name, value in metrics.items() if value.dim() == 2},
-            classes=None if classes is None else classes[:, 1:],
-            names=collator.classes,
-        )
-        means = {name: value for name, value in metrics.items() if value.dim() == 1}
-        sums = tokens.sums() | head_sums(outputs, mask, inputs["attention_mask"])
+        tokens = scored.tokens(None if classes is None else classes[:, 1:], collator.classes)
+        means = scored.means()
+        sums = tokens.sums() | head_sums(outputs, scored.mask, inputs["attention_mask"])
         table = torch.stack([*means.values(), *sums.values()], dim=1).float()
         # What fills up the last batch of an evaluation is dropped. In training every row counts, and with accumulation
         # `gather_for_metrics` would cut all batches of the last step.
