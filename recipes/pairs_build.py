@@ -67,6 +67,7 @@ class Made:
         invalid: How many of the answers to the counting split were not JSON with records.
         counted: How many answers there were.
         notes: Lines for the user.
+        files: Where it was written.
     """
 
     pairs: Pairs
@@ -74,6 +75,7 @@ class Made:
     invalid: int = 0
     counted: int = 0
     notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 def prepare(recipe: PairsRecipe, *, dry_run: bool = False) -> Prepared:
@@ -137,6 +139,17 @@ def make(prepared: Prepared) -> Made:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in made.pairs.dropped.most_common())
         raise InputError("from", f"no pair could be made: {reasons}", "change the recipe or the data")
     made.pairs.rows += data.experts
+    return made
+
+
+def make_and_save(prepared: Prepared) -> Made:
+    """What `make` does, with everything written once all of it is made.
+
+    Raises:
+        InputError: As `make`; then nothing is written.
+    """
+    made = make(prepared)
+    made.files = save(prepared.recipe, made)
     return made
 
 

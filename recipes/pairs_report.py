@@ -34,6 +34,13 @@ def describe(prepared: Prepared) -> str:
     return "\n".join(lines + [f"# {name:16} {value}" for name, value in uses.items()])
 
 
+def result(made: Made) -> Iterator[Table | str]:
+    """What was measured, made and written, from top to bottom."""
+    yield from confusion_tables(made)
+    yield from summary(made)
+    yield from (f"saved {path}" for path in made.files)
+
+
 def confusion_tables(made: Made) -> Iterator[Table]:
     """The most frequent confusions of labels and of sub-labels, if they were measured."""
     if made.confusion is None:

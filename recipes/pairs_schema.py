@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokencredit.data.negatives import STRATEGY_MIX
 from tokencredit.data.records import DEFAULT_FIELDS, RecordFields
 from tokencredit.errors import InputError
+from tokencredit.recipes.files import read_recipe
 from tokencredit.recipes.schema import validated
 
 RECORD_F1 = "record_f1"
@@ -89,6 +90,19 @@ _ONLY = {
     "confusions": ("confusion", "ontology", "mix", "negatives_per_example", "span_perturbation"),
     "samples": ("num_samples", "temperature", "top_p", "score_function"),
 }
+
+
+def read_pairs_recipe(name: str, overrides: list[str]) -> PairsRecipe:
+    """Read and check a pairs recipe.
+
+    Args:
+        name: Path of a YAML file, or the name of a built-in recipe.
+        overrides: `key=value` items.
+
+    Raises:
+        InputError: As `read_recipe` and `parse_pairs_recipe`.
+    """
+    return parse_pairs_recipe(read_recipe(name, overrides))
 
 
 def parse_pairs_recipe(layer: dict[str, Any]) -> PairsRecipe:

@@ -182,28 +182,24 @@ def pairs(
             from tokencredit.cluster.launch import import_from_working_directory
             from tokencredit.cluster.quiet import quieten
             from tokencredit.recipes import pairs_report
-            from tokencredit.recipes.files import read_recipe
-            from tokencredit.recipes.pairs_build import make, prepare, save
-            from tokencredit.recipes.pairs_schema import parse_pairs_recipe
+            from tokencredit.recipes.pairs_build import make_and_save, prepare
+            from tokencredit.recipes.pairs_schema import read_pairs_recipe
 
             quieten()
             import_from_working_directory()
             raise_on_sigterm()
-            prepared = prepare(parse_pairs_recipe(read_recipe(recipe, overrides or [])), dry_run=dry_run)
+            prepared = prepare(read_pairs_recipe(recipe, overrides or []), dry_run=dry_run)
         for note in prepared.notes:
             err.print(f"note: {note}", markup=False)
         if dry_run:
             out.print(pairs_report.describe(prepared), markup=False)
             return
         with err.status("making pairs"):
-            made = make(prepared)
-            files = save(prepared.recipe, made)
+            made = make_and_save(prepared)
         for note in made.notes:
             err.print(f"note: {note}", markup=False)
-        for table in pairs_report.confusion_tables(made):
-            out.print(table)
-        for line in [*pairs_report.summary(made), *(f"saved {path}" for path in files)]:
-            out.print(line, markup=False)
+        for part in pairs_report.result(made):
+            out.print(part, markup=False)
 
 
 @app.command("eval")
