@@ -164,9 +164,27 @@ def merge(
     The merged model can be a reference model, which an adapter alone cannot.
     """
     with _input_errors():
+        from tokencredit.cluster.quiet import quieten
         from tokencredit.recipes.merge import merge_adapter
 
+        quieten()
         merge_adapter(adapter, output)
+        out.print(f"saved in {output}", markup=False)
+
+
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[Path, typer.Argument(help="A GGUF file with a whole causal language model.")],
+    output: Annotated[Path, typer.Argument(help="The folder of the model; it must not exist.")],
+    dtype: Annotated[str, typer.Option(help="Precision to save in: bfloat16, float16 or float32.")] = "bfloat16",
+) -> None:
+    """Make a model folder of a GGUF file, for a recipe's model_name_or_path."""
+    with _input_errors():
+        from tokencredit.cluster.quiet import quieten
+        from tokencredit.recipes.gguf import import_gguf
+
+        quieten()
+        import_gguf(file, output, dtype)
         out.print(f"saved in {output}", markup=False)
 
 
