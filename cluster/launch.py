@@ -35,7 +35,7 @@ def prepare(recipe: Recipe, *, dry_run: bool = False) -> tuple[Recipe, Plan, Pre
     """
     quieten()
     import_from_working_directory()
-    recipe, plan, notes = resolve(recipe)
+    recipe, plan, notes = resolve(recipe, dry_run=dry_run)
     found = check(recipe, plan, dry_run=dry_run)
     found.notes = notes + found.notes
     return recipe, plan, found

@@ -47,8 +47,12 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resolve(recipe: Recipe) -> tuple[Recipe, Plan, list[str]]:
+def resolve(recipe: Recipe, *, dry_run: bool = False) -> tuple[Recipe, Plan, list[str]]:
     """Fill in what depends on the machine and refuse what cannot run on it.
+
+    Args:
+        recipe: A checked recipe.
+        dry_run: Where there is no accelerator, plan what needs some for a machine that has them.
 
     Returns:
         The recipe with the settings that its launch strategy implies, the plan, and one line for each
@@ -58,8 +62,14 @@ def resolve(recipe: Recipe) -> tuple[Recipe, Plan, list[str]]:
         InputError: When the strategy is unknown or cannot do here what it says.
     """
     on_cpu = bool(recipe.training.get("use_cpu", False)) or accelerator_count() == 0
-    recipe, notes = _device_defaults(recipe, on_cpu)
-    plan = _plan(recipe.own.launch, on_cpu)
+    plan = _plan_elsewhere(recipe) if dry_run else None
+    if plan is not None:
+        on_cpu, many = False, f"{plan.num_processes} of them, one process each"
+        shown = "one process per accelerator, shown for one" if recipe.own.launch.num_processes is None else many
+        notes = [f"no accelerator here: planned for a machine that has some ({plan.strategy}, {shown})"]
+    else:
+        recipe, notes = _device_defaults(recipe, on_cpu)
+        plan = _plan(recipe.own.launch, on_cpu)
     _refuse_surprises(recipe, plan, on_cpu)
     recipe = _with_sharding(recipe, plan.strategy)
     return _with_batch(recipe, plan.num_processes), plan, notes
@@ -74,8 +84,20 @@ def _device_defaults(recipe: Recipe, on_cpu: bool) -> tuple[Recipe, list[str]]:
         changes["use_cpu"] = True
     if "bf16" not in recipe.training and "fp16" not in recipe.training:
         changes["bf16"] = False
-    note = "no accelerator here: training on CPU" + (" in float32" if "bf16" in changes else "")
+    whole = "bf16" in changes and recipe.model.get("dtype", "float32") == "float32"
+    note = "no accelerator here: training on CPU" + (" in float32" if whole else "")
     return recipe.with_training(**changes), [note] if changes else []
+
+
+def _plan_elsewhere(recipe: Recipe) -> Plan | None:
+    """The plan for a machine with accelerators, if there is none here and CPU cores cannot stand in for them."""
+    strategy, asked = recipe.own.launch.strategy, recipe.own.launch.num_processes
+    if recipe.training.get("use_cpu") or accelerator_count() or strategy not in STRATEGIES or strategy == "none":
+        return None
+    if strategy != "fsdp" and asked is not None and asked <= cpu_count():
+        return None
+    _require_libraries(strategy)
+    return Plan(strategy, asked or 1)
 
 
 def _plan(launch: Launch, on_cpu: bool) -> Plan:

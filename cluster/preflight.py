@@ -262,6 +262,8 @@ def _load_tokenizer(name: str, recipe: Recipe) -> Any:
         except Exception as error:  # the loaders raise whatever the files make them raise
             reason = " ".join(str(error).split())[:200]
             problem = f"{name!r} has no {part} that can be loaded ({reason})"
+            if not Path(name).is_dir():
+                problem = f"no folder {name!r}, and no model of that name on the hub that can be loaded ({reason})"
             raise InputError("model_name_or_path", problem, "name a saved model with its tokenizer") from None
     return loaded
 

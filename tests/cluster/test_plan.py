@@ -57,6 +57,29 @@ def test_processes_up_to_what_is_there(gpus: None) -> None:
         resolve(recipe(**launch("ddp", 5)))
 
 
+def test_the_precision_that_is_said_is_that_of_the_model(cores: None) -> None:
+    assert resolve(recipe(dtype="bfloat16"))[2] == ["no accelerator here: training on CPU"]
+
+
+def test_dry_run_plans_what_needs_accelerators_for_another_machine(cores: None) -> None:
+    for strategy, processes, count in (("zero3", None, 1), ("zero3", 8, 8), ("fsdp", 2, 2)):
+        resolved, made, notes = resolve(recipe(**launch(strategy, processes)), dry_run=True)
+        assert made == Plan(strategy, count)
+        assert not {"use_cpu", "bf16"} & set(resolved.training)
+        assert [note.partition(":")[0] for note in notes] == ["no accelerator here"]
+    resolved, made, notes = resolve(recipe(**launch("ddp", 2)), dry_run=True)
+    assert made == Plan("ddp", 2)
+    assert resolved.training["use_cpu"] is True, "what can run on these cores is planned for them"
+    with pytest.raises(InputError, match="8 is more than this machine has"):
+        resolve(recipe(use_cpu=True, **launch("ddp", 8)), dry_run=True)
+
+
+def test_dry_run_plans_for_the_accelerators_that_are_here(gpus: None) -> None:
+    assert resolve(recipe(**launch("zero3")), dry_run=True)[1] == Plan("zero3", 4)
+    with pytest.raises(InputError, match="5 is more than this machine has"):
+        resolve(recipe(**launch("zero3", 5)), dry_run=True)
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_settings(stage: int, cores: None) -> None:
     mine = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
