@@ -21,8 +21,8 @@ def us_addresses_pairs(rows: Iterable[dict[str, Any]], training_rows: Iterable[d
         training_rows: The rows whose ontology says which sub-label goes with which label.
 
     Returns:
-        One pair a row in the schema of `tokencredit.data.negatives.pair`; a row without a possible negative
-        gives none.
+        One pair a row in the schema of `tokencredit.data.negatives.pair`, with its `text`; a row without a possible
+        negative gives none.
     """
     allowed = ontology(row["results"] for row in training_rows)
     confusion = uniform_confusion(allowed)
@@ -31,5 +31,6 @@ def us_addresses_pairs(rows: Iterable[dict[str, Any]], training_rows: Iterable[d
     for row in rows:
         negative = make_negative(row["results"], ontology=allowed, **confusion, rng=rng, text=row["text"])
         if negative is not None:
-            pairs.append(pair(row["text"] + "\n", row["results"], negative))
+            # The text as well: for a recipe that asks in another way (`prompt_template`).
+            pairs.append({"text": row["text"]} | pair(row["text"] + "\n", row["results"], negative))
     return pairs

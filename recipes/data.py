@@ -118,6 +118,8 @@ def _ready(recipe: Recipe, name: str, dataset: Any) -> Any:
 def with_own_columns(own: OwnKeys, name: str, dataset: Any) -> Any:
     """The data with `prompt` and `completion` made as `prompt_template` and `completion_column` say, if they do.
 
+    With a chat template, answers that are text become messages of the assistant.
+
     Args:
         own: The recipe's keys.
         name: What error messages call the data, e.g. `training`.
@@ -141,10 +143,13 @@ def with_own_columns(own: OwnKeys, name: str, dataset: Any) -> Any:
         )
         if made != "completion":
             dataset = dataset.remove_columns("completion").rename_column(made, "completion")
+    if isinstance(own.prompt_template, list):
+        dataset = dataset.map(_answers_as_messages)
     return dataset
 
 
-_TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages")
+_ANSWERS = ("completion", "chosen", "rejected")
+_TEXT_COLUMNS = ("prompt", *_ANSWERS, "messages")
 
 
 def _text_field(recipe: Recipe) -> str:
@@ -226,6 +231,11 @@ def _present(row: dict[str, Any], column: str, index: int) -> Any:
     if row[column] is None:
         raise InputError("dataset_name", f"row {index} has nothing in column {column!r}", "fill it, or drop the row")
     return row[column]
+
+
+def _answers_as_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """Text that answers a chat prompt is what the assistant says: TRL takes messages on both sides or on none."""
+    return {name: _completion(row[name], True) for name in _ANSWERS if isinstance(row.get(name), str)}
 
 
 def _completion(value: Any, chat: bool) -> Any:

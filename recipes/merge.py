@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 from tokencredit.errors import InputError
+from tokencredit.recipes.files import RECIPE_FILE
 
 
 def merge_adapter(adapter: Path, output: Path) -> None:
     """Merge an adapter into its base model and save model and tokenizer, in one step.
+
+    The recipe of the run goes with them: it says how the model is asked.
 
     Args:
         adapter: Folder with `adapter_config.json`.
@@ -39,4 +42,7 @@ def merge_adapter(adapter: Path, output: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     merged.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    run = adapter.resolve().parent if adapter.resolve().name.startswith("checkpoint-") else adapter
+    if (run / RECIPE_FILE).is_file():
+        shutil.copyfile(run / RECIPE_FILE, temporary / RECIPE_FILE)
     os.replace(temporary, output)

@@ -124,6 +124,26 @@ def test_chat_template_makes_messages() -> None:
     assert row["completion"][0]["content"].startswith('[{"code":"Number"')
 
 
+def test_text_that_answers_a_chat_prompt_becomes_messages() -> None:
+    template = [{"role": "user", "content": "{text}"}]
+    keys: dict[str, Any] = {"dataset_name": "us_addresses", "dataset_config": "pairs"}
+    plain = load(trainer="dpo", **keys).train
+    data = load(trainer="dpo", prompt_template=template, **keys).train
+    for row, text in zip(data, plain, strict=True):
+        assert row["prompt"] == [{"role": "user", "content": text["prompt"].removesuffix("\n")}]
+        for side in ("chosen", "rejected"):
+            assert row[side] == [{"role": "assistant", "content": text[side]}]
+            assert row[f"{side}_spans"] == text[f"{side}_spans"]
+
+
+def test_prompts_and_completions_that_are_text_become_messages(sft_data: Path) -> None:
+    data = load(dataset_name=str(sft_data), prompt_template=[{"role": "user", "content": "Now: {prompt}"}]).train
+    plain = load(dataset_name=str(sft_data)).train
+    for row, text in zip(data, plain, strict=True):
+        assert row["prompt"] == [{"role": "user", "content": f"Now: {text['prompt']}"}]
+        assert row["completion"] == [{"role": "assistant", "content": text["completion"]}]
+
+
 def test_augmentation_is_of_the_training_data_only_and_repeats() -> None:
     keys: dict[str, Any] = {
         "dataset_name": "us_addresses",

@@ -1,6 +1,7 @@
 """Models from scratch, and LoRA adapters made into plain models."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ def test_merged_model_equals_base_with_adapter(adapter: Path, tiny_model: Path, 
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("Ada")["input_ids"]
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_the_recipe_of_the_run_goes_with_the_merged_model(adapter: Path, tmp_path: Path) -> None:
+    """`tokencredit eval` asks a model as the recipe in its folder asks."""
+    (adapter / "recipe.yaml").write_text("trainer: sft\n")
+    shutil.copytree(adapter, adapter / "checkpoint-2", ignore=shutil.ignore_patterns("recipe.yaml"))
+    for index, folder in enumerate((adapter, adapter / "checkpoint-2")):
+        merge_adapter(folder, tmp_path / f"merged-{index}")
+        assert (tmp_path / f"merged-{index}" / "recipe.yaml").read_text() == "trainer: sft\n"
 
 
 def test_merge_refuses(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
