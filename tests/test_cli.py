@@ -9,8 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tokencredit.cli import app
-from tokencredit.recipes.files import builtin_recipes, load_yaml
-from tokencredit.recipes.schema import parse_recipe
+from tokencredit.recipes.files import builtin_recipes, load_yaml, read_recipe
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "pydantic", "numpy", "yaml")
 
@@ -29,7 +28,7 @@ def test_help_imports_nothing_heavy() -> None:
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "typer" in loaded
     assert not loaded & set(HEAVY)
-    for command in ("train", "pairs", "recipes", "env", "merge", "eval", "report"):
+    for command in ("train", "pairs", "recipes", "env", "merge", "import-gguf", "eval", "report"):
         assert command in done.stdout
 
 
@@ -56,17 +55,52 @@ def test_telemetry_of_the_libraries_is_off() -> None:
     assert done.stdout.strip() == "False", "a user who asks for it gets it"
 
 
-@pytest.mark.parametrize("name", [name for name in builtin_recipes() if not name.startswith("pairs/")])
+# What a user has to make first.
+PREPARED = {"sft/scierc": "runs/scierc", "tab_po/scierc": "runs/pairs-scierc", "pairs/scierc": "runs/scierc"}
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
 def test_dry_run_writes_nothing_and_prints_a_recipe(
-    name: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tiny_chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Offline and without an accelerator, also where the recipe is for several."""
     monkeypatch.chdir(tmp_path)
-    model = [] if name.startswith("sft/") else [f"model_name_or_path={tiny_model}"]
-    shown = output("train", name, "--dry-run", "seed=7", *model)
+    model = [] if "init" in read_recipe(name, []) else [f"model_name_or_path={tiny_chat_model}"]
+    command = "pairs" if name.startswith("pairs/") else "train"
+    result = CliRunner().invoke(app, [command, name, "--dry-run", "seed=7", *model])
+    assert result.exit_code == 0, result.stderr
     assert list(tmp_path.iterdir()) == []
-    resolved = yaml.safe_load(shown)
-    assert parse_recipe(resolved).training["seed"] == 7
-    assert "# training rows" in shown
+    assert yaml.safe_load(result.stdout)["seed"] == 7
+    missing = [line for line in result.stderr.splitlines() if "not available locally: dataset_name" in line]
+    if name in PREPARED:
+        assert repr(PREPARED[name]) in missing[0]
+    else:
+        assert missing == []
+        assert ("# documents" if command == "pairs" else "# training rows") in result.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in builtin_recipes() if "init" not in read_recipe(name, [])])
+def test_dry_run_without_the_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["pairs" if name.startswith("pairs/") else "train", name, "--dry-run"])
+    assert result.exit_code == 0, result.stderr
+    model = read_recipe(name, [])["model_name_or_path"]
+    assert f"no folder {model!r}, and no model of that name on the hub" in result.stderr
+
+
+def test_dry_run_plans_for_accelerators_that_are_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tokencredit.cluster.plan.cpu_count", lambda: 2)
+    command = ["train", "tab_po/addresses_llama3.1-8b", "--dry-run"]
+    for words, count, steps in (([], 1, 16), (["num_processes=8"], 8, 2)):
+        result = CliRunner().invoke(app, [*command, *words])
+        assert "no accelerator here: planned for a machine that has some (zero3, " in result.stderr
+        assert f"# processes        {count} (zero3)" in result.stdout
+        resolved = yaml.safe_load(result.stdout)
+        assert resolved["gradient_accumulation_steps"] == steps
+        assert "use_cpu" not in resolved
+    wrong = CliRunner().invoke(app, [*command, "num_processes=3"])
+    assert "total_train_batch_size: 16 is not a multiple of" in wrong.stderr, "the rest is checked all the same"
 
 
 def test_dry_run_says_what_is_not_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
