@@ -183,6 +183,10 @@ def _path_or_data(value: str, base: Path) -> str:
     return value if value == "data" else _path(value, base)
 
 
+def _path_or_kind(value: str, base: Path) -> str:
+    return value if value in ("measured", "uniform") else _path(value, base)
+
+
 def _path_or_dict(value: str, base: Path) -> str:
     return value if value.lstrip().startswith("{") else _path(value, base)
 
@@ -196,6 +200,7 @@ _PATH_KEYS: dict[str, Callable[[str, Path], str]] = {
     "output_file": _path,
     "expert_pairs": _path,
     "ontology": _path_or_data,
+    "confusion": _path_or_kind,
     "deepspeed": _path_or_dict,
     "fsdp_config": _path_or_dict,
     "accelerator_config": _path_or_dict,

@@ -15,7 +15,7 @@ from typing import Any
 
 from tokencredit.analysis.models import load_model, load_tokenizer, max_positions
 from tokencredit.data.functions import load_function
-from tokencredit.data.loading import BUILTIN, CONFUSION_SUFFIX
+from tokencredit.data.loading import BUILTIN
 from tokencredit.data.negatives import Confusion, count_confusion, uniform_confusion
 from tokencredit.data.pairs import (
     Pairs,
@@ -24,11 +24,11 @@ from tokencredit.data.pairs import (
     canonical,
     negative_pairs,
     record_f1,
-    within,
 )
 from tokencredit.data.records import parse_records
 from tokencredit.data.serialise import to_json
 from tokencredit.errors import InputError
+from tokencredit.recipes.pairs_confusion import confusion_file, confusion_record, uniform_notes, without_counts
 from tokencredit.recipes.pairs_data import PairsData, load_pairs_data, rows_of
 from tokencredit.recipes.pairs_schema import RECORD_F1, PairsRecipe
 from tokencredit.trainers.callbacks import write_whole
@@ -63,7 +63,7 @@ class Made:
 
     Args:
         pairs: The pairs and what could not be made.
-        confusion: The counts, where a model's confusions were measured.
+        confusion: The counts of a model's confusions, measured now or read from a file.
         invalid: How many of the answers to the counting split were not JSON with records.
         counted: How many answers there were.
         notes: Lines for the user.
@@ -109,7 +109,8 @@ def prepare(recipe: PairsRecipe, *, dry_run: bool = False) -> Prepared:
     if recipe.generates:
         tokenizer = here(partial(_model_part, load_tokenizer, recipe), recipe.model_name_or_path)
     elif recipe.model_name_or_path is not None:
-        notes.append("confusion: uniform needs no model: model_name_or_path is not used")
+        source = "confusion: uniform needs" if recipe.confusion_table is None else "counts from a file need"
+        notes.append(f"{source} no model: model_name_or_path is not used")
     if found is None:
         return Prepared(recipe, None, tokenizer, notes=notes)
     data = load_pairs_data(recipe)
@@ -154,7 +155,7 @@ def make_and_save(prepared: Prepared) -> Made:
 
 
 def save(recipe: PairsRecipe, made: Made) -> list[Path]:
-    """Write the pairs, and beside them the confusion counts if there are any, each file in one step.
+    """Write the pairs, and beside them the confusions if they were counted, each file in one step.
 
     Args:
         recipe: The recipe.
@@ -166,31 +167,17 @@ def save(recipe: PairsRecipe, made: Made) -> list[Path]:
     output = Path(recipe.output_file)
     output.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    if made.confusion is not None:
+    if made.confusion is not None and recipe.measures:
         written.append(confusion_file(recipe))
-        write_whole(written[0], to_json(_confusion_record(recipe, made, made.confusion)) + "\n")
+        record = confusion_record(recipe, made.confusion, made.counted, made.invalid)
+        write_whole(written[0], to_json(record) + "\n")
     write_whole(output, "".join(to_json(row) + "\n" for row in made.pairs.rows))
     return [output, *written]
 
 
-def confusion_file(recipe: PairsRecipe) -> Path:
-    """Where the confusion counts go."""
-    return Path(recipe.output_file + CONFUSION_SUFFIX)
-
-
-def _confusion_record(recipe: PairsRecipe, made: Made, confusion: Confusion) -> dict[str, Any]:
-    keys = ("model_name_or_path", "dataset_name", "dataset_config", "dataset_test_split", "max_new_tokens", "seed")
-    return {
-        **confusion,
-        **{key: getattr(recipe, key) for key in keys},
-        "predictions": made.counted,
-        "not_valid_json": made.invalid,
-    }
-
-
 def _from_confusions(prepared: Prepared, data: PairsData) -> Made:
     recipe, fields = prepared.recipe, prepared.recipe.record_fields
-    made = Made(Pairs())
+    made = Made(Pairs(), data.confusion)
     if recipe.measures:
         answers = greedy_answers(
             _model_part(load_model, recipe),
@@ -217,8 +204,7 @@ def _from_confusions(prepared: Prepared, data: PairsData) -> Made:
 
 
 def _check_counts(made: Made, confusion: Confusion, data: PairsData) -> list[str]:
-    usable = within(confusion, data.ontology)
-    empty = [name for name, rows in (("label", usable["labels"]), ("sub-label", usable["sublabels"])) if not rows]
+    empty = without_counts(confusion, data.ontology)
     if len(empty) == 2:
         problem = (
             f"the model confused no names of the ontology in {made.counted} answers, of which {made.invalid} were not "
@@ -226,7 +212,7 @@ def _check_counts(made: Made, confusion: Confusion, data: PairsData) -> list[str
         )
         remedy = "name a trained model that errs or a larger split, or set confusion: uniform, which needs no model"
         raise InputError("confusion", problem, remedy)
-    return [f"the model confused no {name}s: {name}s are confused uniformly" for name in empty]
+    return uniform_notes(empty)
 
 
 def _from_samples(prepared: Prepared, data: PairsData) -> Made:

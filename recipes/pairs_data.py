@@ -8,13 +8,14 @@ from typing import Any
 
 from tokencredit.data import records
 from tokencredit.data.loading import load_split, split_expression
-from tokencredit.data.negatives import Ontology, text_pair
+from tokencredit.data.negatives import Confusion, Ontology, text_pair
 from tokencredit.data.pairs import Document, canonical
 from tokencredit.data.records import RecordFields, parse_records
 from tokencredit.data.serialise import to_json
 from tokencredit.errors import InputError
 from tokencredit.recipes.data import check_types, with_own_columns
 from tokencredit.recipes.files import load_yaml
+from tokencredit.recipes.pairs_confusion import check_read, read_confusion
 from tokencredit.recipes.pairs_schema import RECORD_F1, PairsRecipe
 from tokencredit.recipes.schema import OwnKeys
 from tokencredit.trainers.task_metric import answer_text
@@ -29,6 +30,7 @@ class PairsData:
         counting: The documents on which confusions are counted; empty where none are.
         ontology: Label → allowed sub-labels; empty where it plays no part.
         experts: Pairs that are there already.
+        confusion: Counts from a file, where the recipe names one.
         notes: Lines for the user.
     """
 
@@ -36,6 +38,7 @@ class PairsData:
     counting: list[Document]
     ontology: Ontology
     experts: list[dict[str, Any]]
+    confusion: Confusion | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -46,25 +49,26 @@ def load_pairs_data(recipe: PairsRecipe) -> PairsData:
         InputError: When something is missing, malformed or empty, a gold answer has no records where they are needed
             or one outside the ontology, or confusions would be counted on documents that get negatives.
     """
+    table = recipe.confusion_table
+    confusion = None if table is None else read_confusion(table)
     if recipe.measures:
         _refuse_shared_rows(recipe)
     training = _documents(recipe, recipe.dataset_train_split, "training")
-    counting: list[Document] = []
-    notes: list[str] = []
+    second = [] if recipe.test_split is None else _documents(recipe, recipe.test_split, "counting")
+    notes = _check_apart(training, second) if recipe.measures else []
     allowed: Ontology = {}
-    if recipe.measures and recipe.dataset_test_split is not None:
-        counting = _documents(recipe, recipe.dataset_test_split, "counting")
-        notes = _check_apart(training, counting)
     if recipe.source == "confusions":
-        allowed = _ontology(recipe, [*training, *counting])
-        for part, documents in (("training", training), ("counting", counting)):
+        allowed = _ontology(recipe, [*training, *second])
+        for part, documents in (("training", training), ("counting", second)):
             _check_names(documents, allowed, recipe.record_fields, part)
         other = sum(document.gold != to_json(list(document.records)) for document in training)
         if other:
             form = "are in another form than in the pairs, where JSON has no spaces"
             notes.append(f"{other} of {len(training)} gold answers {form}")
+    if confusion is not None and table is not None:
+        notes += check_read(confusion, table, allowed)
     experts = _experts(recipe, isinstance(training[0].prompt, list)) if recipe.expert_pairs else []
-    return PairsData(training, counting, allowed, experts, notes)
+    return PairsData(training, second if recipe.measures else [], allowed, experts, confusion, notes)
 
 
 def rows_of(recipe: PairsRecipe, split: str) -> Any:

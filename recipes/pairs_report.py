@@ -7,7 +7,8 @@ import yaml
 from rich.table import Table
 
 from tokencredit.data.negatives import Rows
-from tokencredit.recipes.pairs_build import Made, Prepared, confusion_file
+from tokencredit.recipes.pairs_build import Made, Prepared
+from tokencredit.recipes.pairs_confusion import confusion_file
 
 _SHOWN = 10
 
@@ -19,6 +20,8 @@ def describe(prepared: Prepared) -> str:
     uses = {"output": recipe.output_file}
     if recipe.measures:
         uses["confusion counts"] = str(confusion_file(recipe))
+    if recipe.confusion_table is not None:
+        uses["counts read from"] = str(recipe.confusion_table)
     if recipe.generates:
         uses["model"] = str(recipe.model_name_or_path)
     if data is not None:
@@ -42,7 +45,7 @@ def result(made: Made) -> Iterator[Table | str]:
 
 
 def confusion_tables(made: Made) -> Iterator[Table]:
-    """The most frequent confusions of labels and of sub-labels, if they were measured."""
+    """The most frequent confusions of labels and of sub-labels, if they were measured, now or before."""
     if made.confusion is None:
         return
     for title, rows in (("label", made.confusion["labels"]), ("sub-label", made.confusion["sublabels"])):

@@ -1,6 +1,7 @@
 """The keys of a pairs recipe: TRL's and Hugging Face's names where they have one, plus the few that are ours."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,7 +40,7 @@ class PairsRecipe(BaseModel):
     dataset_train_split: str = "train"
     """The documents that get pairs."""
     dataset_test_split: str | None = None
-    """The documents on which confusions are counted."""
+    """The documents on which confusions are counted, and whose names belong to `ontology: data`."""
     prompt_template: str | list[dict[str, str]] | None = None
     completion_column: str | None = None
     text_column: str = "text"
@@ -51,8 +52,9 @@ class PairsRecipe(BaseModel):
     batch_size: int = Field(default=16, ge=1)
     seed: int = 42
 
-    confusion: Literal["measured", "uniform"] = "measured"
-    """Whether names are confused as the model does, or all alike, which needs no model."""
+    confusion: str = "measured"
+    """`measured`: names are confused as the model does; `uniform`: all alike; or a file of counts that was written
+    beside pairs. Only the first needs a model."""
     ontology: str | dict[str, Any] = "data"
     """`data`: what occurs in the gold records; a JSON or YAML file; or label → sub-labels."""
     mix: dict[str, float] = dict(STRATEGY_MIX)
@@ -74,6 +76,18 @@ class PairsRecipe(BaseModel):
     def measures(self) -> bool:
         """Whether a model's confusions are counted."""
         return self.source == "confusions" and self.confusion == "measured"
+
+    @property
+    def confusion_table(self) -> Path | None:
+        """The file that the counts are read from, if they are."""
+        named = self.source == "confusions" and self.confusion not in ("measured", "uniform")
+        return Path(self.confusion) if named else None
+
+    @property
+    def test_split(self) -> str | None:
+        """The second split, where it is read: to count on, or, with counts that are there, for the names in it."""
+        for_names = self.confusion_table is not None and self.ontology == "data"
+        return self.dataset_test_split if self.measures or for_names else None
 
     @property
     def generates(self) -> bool:
