@@ -7,6 +7,9 @@
 # OUTPUT (runs/quickstart) is the folder of all runs; what is complete in it is not run again.
 set -eu
 output=${OUTPUT:-runs/quickstart}
+# Two processes of one thread each: small tensors gain little from a second thread.
+[ "$(getconf _NPROCESSORS_ONLN)" -gt 1 ] && processes=2 || processes=1
+spread="use_cpu=true launch=ddp num_processes=$processes"
 seeds=${SEEDS:-1}
 arms="continued=sft/addresses_continued weighted=sft/addresses_weighted dpo=preference/addresses_dpo
       tab_po=tab_po/addresses tab_po_sum=tab_po/addresses_sum"
@@ -26,7 +29,8 @@ stage() {
 
 # sft SEED: a small model from scratch, stopped while there is room to improve.
 sft() {
-    stage "$1/sft" tokencredit train sft/addresses output_dir="$output/$1/sft" seed="$1" resume_from_checkpoint=true
+    stage "$1/sft" tokencredit train sft/addresses output_dir="$output/$1/sft" seed="$1" $spread \
+        resume_from_checkpoint=true
 }
 
 # pairs SEED: confusions are counted on the first half of validation; the second half gets pairs to evaluate on.
@@ -35,7 +39,7 @@ pairs() {
     [ -f "$run/pairs/train.jsonl" ] || stage "$1/pairs" tokencredit pairs pairs/addresses \
         model_name_or_path="$run/sft" output_file="$run/pairs/train.jsonl" seed="$1"
     [ -f "$run/pairs/validation.jsonl" ] || stage "$1/pairs (validation)" tokencredit pairs pairs/addresses \
-        confusion="$run/pairs/train.confusion.json" dataset_train_split='validation[50%:]' \
+        confusion="$run/pairs/train.jsonl.confusion.json" dataset_train_split='validation[50%:]' \
         output_file="$run/pairs/validation.jsonl" seed="$1"
 }
 
@@ -46,7 +50,7 @@ arm() {
     shift 3
     stage "$seed/$folder" tokencredit train "$recipe" model_name_or_path="$run/sft" dataset_name="$run/pairs" \
         dataset_config=null dataset_test_split=validation output_dir="$run/$folder" seed="$seed" \
-        resume_from_checkpoint=true "$@"
+        $spread resume_from_checkpoint=true "$@"
 }
 
 if [ "${1:-}" = tune ]; then
@@ -74,7 +78,7 @@ for arm in continued sft weighted dpo tab_po tab_po_sum; do
         models="$models $arm=$output/$seed/$arm"
     done
 done
-stage evaluation tokencredit eval $models us_addresses --max-new-tokens 250 --batch-size 256 \
+stage evaluation tokencredit eval $models us_addresses --max-new-tokens 250 --batch-size 32 \
     --output "$output/scores.json" --markdown "$output/scores.md"
 stage report tokencredit report "$output/0/dpo" "$output/0/tab_po" "$output/0/tab_po_sum" "$output/0/continued" \
     --output "$output/report.html"
