@@ -31,8 +31,8 @@ def evaluate_models(
     """Evaluate saved models on labelled data.
 
     Prompt and gold answer are made by `prompt_template` and `completion_column` of the model's own recipe, which
-    lies in its run folder. If that recipe has neither and the data has no prompt, as after preference tuning on
-    pairs, the recipe of the model that the run began with counts.
+    lies in its run folder. If that recipe does not make both from this data, as after preference tuning on pairs, the
+    recipe of the model that the run began with counts.
 
     Args:
         models: Folders or hub names, each as `name=path` or alone, when the folder's name is the label. Those of one
@@ -123,10 +123,16 @@ def _own_recipe(model: str, columns: set[str]) -> tuple[str, Recipe] | None:
         seen.add(file)
         recipe = parse_recipe(read_recipe(str(file), []))
         first = first or (str(file), recipe)
-        if recipe.own.prompt_template or recipe.own.completion_column or "prompt" in columns:
+        if _asks(recipe, columns):
             return str(file), recipe
         model = str(recipe.model.get("model_name_or_path", ""))
     return first
+
+
+def _asks(recipe: Recipe, columns: set[str]) -> bool:
+    """Whether a recipe makes prompt and gold answer of data with these columns."""
+    answers = {recipe.own.completion_column} if recipe.own.completion_column else {"completion", recipe.method.reference}
+    return bool(recipe.own.prompt_template or "prompt" in columns) and bool(answers & columns)
 
 
 def _recipe_file(folder: Path) -> Path | None:

@@ -205,6 +205,11 @@ def test_whose_recipe_asks(street_model: Path, tmp_path: Path) -> None:
     shutil.copytree(street_model, tuned)
     write_recipe(tuned, trainer="dpo", model_name_or_path=str(street_model))
     assert prompt(tuned) == ("line 1: ", str(own))
+    # (also when it took its answers from a column of the pairs, or has a template for their prompts) ...
+    for keys in ({"trainer": "sft", "completion_column": "chosen"}, {"trainer": "dpo", "prompt_template": "{text}!"}):
+        write_recipe(tuned, model_name_or_path=str(street_model), **keys)
+        assert prompt(tuned) == ("line 1: ", str(own))
+    write_recipe(tuned, trainer="dpo", model_name_or_path=str(street_model))
     # ... and on pairs.
     pairs = [{"prompt": f"{i}: ", "chosen": to_json(BOX), "rejected": "[]"} for i in range(2)]
     assert prompt(tuned, rows=write_rows(tmp_path / "pairs.jsonl", pairs)) == ("1: ", str(tuned / "recipe.yaml"))
