@@ -61,6 +61,9 @@ if [ "${1:-}" = tune ]; then
             arm 0 "tune/${arm%%=*}/$rate" "${arm#*=}" learning_rate=$rate
         done
     done
+    for rate in 1e-5 3e-5; do # the best rate of DPO lay at the edge
+        arm 0 tune/dpo/$rate preference/addresses_dpo learning_rate=$rate
+    done
     exit
 fi
 
