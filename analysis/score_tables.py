@@ -1,6 +1,7 @@
 """An evaluation for people and for files: tables on the terminal, the same in Markdown, and JSON with everything."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.analysis.scores import FORMAT, ArmScores, Estimate, Evaluation, NameScores
-from tokencredit.data.metrics import FIGURES
+from tokencredit.data.metrics import FIGURES, parse_references, record_errors
+from tokencredit.data.records import parse_records
 from tokencredit.errors import InputError
 from tokencredit.trainers.callbacks import write_whole
 
+MAIN = ("record_f1", "exact", "sublabel_f1", "label_f1", "span_exact_f1", "valid_json")
+"""The figures that the terminal shows, the first of them with its interval."""
 _TITLES = {"label": "labels", "sublabel": "sub-labels"}
 _EVALUATION = TypeAdapter(Evaluation)
 
@@ -63,7 +67,7 @@ class Grid:
 
 
 def summary(evaluation: Evaluation) -> list[Grid]:
-    """All figures of every arm, their differences from the first, and the scores of each label.
+    """The main figures, a line per arm; their differences from the first; where records are lost; labels.
 
     Args:
         evaluation: What `evaluate` returned or `read_json` read.
@@ -71,11 +75,23 @@ def summary(evaluation: Evaluation) -> list[Grid]:
     Returns:
         The tables that the command prints.
     """
-    return [*_figures(evaluation), *_names(evaluation, "label")]
+    return [*_main(evaluation), _losses(evaluation), _labels(evaluation)]
+
+
+def details(evaluation: Evaluation) -> list[Grid]:
+    """Every figure of every arm with its interval, the differences from the first arm, and the scores of each name.
+
+    Args:
+        evaluation: What `evaluate` returned or `read_json` read.
+
+    Returns:
+        The tables that only the Markdown page has.
+    """
+    return [*_figures(evaluation), *_names(evaluation, "label"), *_names(evaluation, "sublabel")]
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The tables of `summary` and those of the sub-labels as a Markdown page, with what they were made from.
+    """The tables of `summary` and `details` as a Markdown page, with what they were made from.
 
     Args:
         evaluation: What `evaluate` returned or `read_json` read.
@@ -87,7 +103,7 @@ def markdown(evaluation: Evaluation) -> str:
     about = [f"- {arm.label}: {', '.join(f'`{run.model}`' for run in arm.runs)}" for arm in evaluation.models] + [
         f"- {name}: {value}" for name, value in vars(settings).items() if value is not None
     ]
-    grids = [*summary(evaluation), *_names(evaluation, "sublabel")]
+    grids = [*summary(evaluation), *details(evaluation)]
     parts = ["# Evaluation", "", *about, *[f"- {note}" for note in notes(evaluation)], ""]
     return "\n".join([*parts, *(grid.markdown() for grid in grids)])
 
@@ -166,6 +182,49 @@ def read_json(path: Path) -> Evaluation:
         raise InputError(str(path), f"no evaluation ({reason})", "give a file that `eval --output` wrote") from None
 
 
+def _main(evaluation: Evaluation) -> Iterator[Grid]:
+    arms, share = evaluation.models, f"{evaluation.settings.confidence:.0%}"
+    spread = ", mean ± standard deviation over runs" if any(len(arm.runs) > 1 for arm in arms) else ""
+    title = f"{len(evaluation.references)} documents, {share} interval{spread}"
+    yield _main_grid(title, {_heading(arm): arm.scores for arm in arms})
+    differences = {_heading(arm): arm.differences for arm in arms if arm.differences is not None}
+    if differences:
+        yield _main_grid(f"difference from {arms[0].label}, {share} paired interval{spread}", differences, "+")
+
+
+def _main_grid(title: str, arms: dict[str, dict[str, Estimate]], sign: str = "") -> Grid:
+    first, *others = MAIN
+    rows = [
+        [name, _cell(scores[first], sign), *(_short_cell(scores[figure], sign) for figure in others)]
+        for name, scores in arms.items()
+    ]
+    return Grid(title, ["model", *MAIN], rows)
+
+
+def _losses(evaluation: Evaluation) -> Grid:
+    """What became of the gold records, as shares of them over all runs of an arm."""
+    gold, rows = parse_references(evaluation.references), []
+    for arm in evaluation.models:
+        counts: Counter[str] = Counter()
+        for run in arm.runs:
+            for document, reference in zip(run.documents, gold, strict=True):
+                counts.update(record_errors(parse_records(document.answer), reference))
+        shares = [counts[kind] / max(1, counts.total()) for kind in ("right", "span", "names", "missing")]
+        rows.append([_heading(arm), *(f"{share:.3f}" for share in shares)])
+    return Grid("what became of the gold records", ["model", "right", "span wrong", "names wrong", "missing"], rows)
+
+
+def _labels(evaluation: Evaluation) -> Grid:
+    """F1 of each label that the documents have, a column per arm."""
+    found = [{tuple(scores.name): scores for scores in arm.names["label"]} for arm in evaluation.models]
+    rows = [
+        [_printable(name[0]), str(scores.support), *(f"{arm[name].f1.value:.3f}" for arm in found)]
+        for name, scores in found[0].items()
+        if scores.support
+    ]
+    return Grid("F1 by label", ["label", "support", *map(_heading, evaluation.models)], rows)
+
+
 def _figures(evaluation: Evaluation) -> Iterator[Grid]:
     arms, documents = evaluation.models, len(evaluation.references)
     share = f"{evaluation.settings.confidence:.0%}"
@@ -213,6 +272,9 @@ def _printable(name: str) -> str:
 
 
 def _cell(figure: Estimate, sign: str = "") -> str:
-    value, low, high = (format(number, f"{sign}z.3f") for number in (figure.value, figure.low, figure.high))
-    spread = "" if figure.spread is None else f" ±{figure.spread:.3f}"
-    return f"{value}{spread} [{low}, {high}]"
+    low, high = (format(number, f"{sign}z.3f") for number in (figure.low, figure.high))
+    return f"{_short_cell(figure, sign)} [{low}, {high}]"
+
+
+def _short_cell(figure: Estimate, sign: str) -> str:
+    return f"{figure.value:{sign}z.3f}" + ("" if figure.spread is None else f" ±{figure.spread:.3f}")

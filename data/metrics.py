@@ -146,6 +146,45 @@ def document_counts(
     }
 
 
+def record_errors(
+    prediction: Sequence[Record] | None, reference: Sequence[Record], *, fields: RecordFields = DEFAULT_FIELDS
+) -> Counts:
+    """Say of each reference record whether it was found, and if not, what was wrong with it [O].
+
+    Records are paired one-to-one: equal ones first, of the rest those with the same label and sub-label, of the rest
+    those with the same span.
+
+    Args:
+        prediction: Predicted records, or None if the answer did not parse.
+        reference: Reference records.
+        fields: The records' keys.
+
+    Returns:
+        How many are `right`, have a wrong `span`, have wrong `names`, or are `missing`; they add up to the reference's.
+    """
+    rest = [fields.triple(record) for record in prediction or ()]
+    gold = [fields.triple(record) for record in reference]
+    counts = {}
+    parts = {"right": slice(None), "span": slice(2), "names": slice(2, None)}
+    for kind, part in parts.items():
+        shared = Counter(triple[part] for triple in rest) & Counter(triple[part] for triple in gold)
+        rest, gold = _without(rest, shared, part), _without(gold, shared, part)
+        counts[kind] = shared.total()
+    return counts | {"missing": len(gold)}
+
+
+def _without(triples: list[Name], taken: Counter[Name], part: slice) -> list[Name]:
+    """The triples that are left when for each part in `taken` so many triples with that part go."""
+    left = taken.copy()
+    left.subtract(triple[part] for triple in triples)
+    kept = []
+    for triple in reversed(triples):
+        if left[triple[part]] < 0:
+            left[triple[part]] += 1
+            kept.append(triple)
+    return kept[::-1]
+
+
 def scores(counts: Iterable[Counts]) -> dict[str, float]:
     """Turn the counts of at least one document into the numbers that `json_records` describes.
 

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tokencredit.analysis.score_tables import check_files, markdown, notes, read_json, summary, to_json, write
+from tokencredit.analysis.score_tables import (
+    MAIN,
+    check_files,
+    details,
+    markdown,
+    notes,
+    read_json,
+    summary,
+    to_json,
+    write,
+)
 from tokencredit.analysis.scores import Answers, Evaluation, Settings, score
 from tokencredit.data.serialise import to_json as json_text
 from tokencredit.errors import InputError
@@ -43,7 +53,7 @@ def seeds(evaluation: Evaluation) -> Evaluation:
 
 def printed(evaluation: Evaluation, width: int) -> str:
     console = Console(width=width, soft_wrap=True, file=StringIO())
-    for grid in summary(evaluation):
+    for grid in [*summary(evaluation), *details(evaluation)]:
         console.print(grid.rich())
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
@@ -82,13 +92,21 @@ def test_nothing_is_written_unasked(evaluation: Evaluation, tmp_path: Path) -> N
 def test_tables(evaluation: Evaluation) -> None:
     text = printed(evaluation, 200)
     lines = text.splitlines()
-    assert lines[0].strip() == "4 documents, 95% intervals"
-    assert lines[1].split() == ["figure", "good", "[b]bad"]
+    assert lines[0].strip() == "4 documents, 95% interval"
+    assert lines[1].split() == ["model", *MAIN]
+    assert lines[3].split()[:2] == ["[b]bad", "0.333"]
+    assert lines[3].split()[4:] == ["0.250", "0.333", "0.333", "0.667", "0.500"]
+    losses = lines[next(i for i, line in enumerate(lines) if line.startswith("what became")) :]
+    assert losses[3].split() == ["[b]bad", "0.250", "0.000", "0.250", "0.500"]
+    labels = lines[next(i for i, line in enumerate(lines) if line.startswith("F1 by label")) :]
+    assert labels[2].split() == ["A", "1", "1.000", "1.000"]
+    place = next(i for i, line in enumerate(lines) if line.startswith("4 documents, 95% intervals"))
+    assert lines[place + 1].split() == ["figure", "good", "[b]bad"]
     valid = next(line for line in lines if line.split()[:1] == ["valid_json"])
     assert valid.split()[:4] == ["valid_json", "1.000", "[1.000,", "1.000]"]
     assert valid.split()[4] == "0.500"  # two of four parse to records
-    assert "difference from good, 95% paired intervals" in text
-    differences = lines[next(i for i, line in enumerate(lines) if line.startswith("difference")) :]
+    place = next(i for i, line in enumerate(lines) if line.startswith("difference from good, 95% paired intervals"))
+    differences = lines[place:]
     exact = next(line for line in differences if line.split()[:1] == ["exact"])
     assert exact.split()[1] == "-0.750"
     names = lines[next(i for i, line in enumerate(lines) if line.startswith("labels, [b]bad")) :]
@@ -108,12 +126,18 @@ def test_markdown(evaluation: Evaluation) -> None:
         assert f"## {title}\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     widths = {line.replace("\\|", "").count("|") for line in rows if "a\\|b" in line}
-    assert widths == {6, 7}, "a bar in a name is no column"
+    assert widths == {5, 6, 7}, "a bar in a name is no column"
     assert "\x1b" not in page
 
 
 def test_several_runs_in_the_tables(seeds: Evaluation) -> None:
-    figures, differences, names, *others = summary(seeds)
+    main, main_differences, losses, _ = summary(seeds)
+    assert main.title == "4 documents, 95% interval, mean ± standard deviation over runs"
+    assert main.rows[0][:1] + main.rows[0][2:3] == ["sft, 2 runs", "0.375 ±0.530"]
+    assert [row[2] for row in main_differences.rows] == ["+0.500 ±0.354", "-0.375"]
+    # Of eight gold records of two runs three are right, one has its span under another name.
+    assert losses.rows[0] == ["sft, 2 runs", "0.375", "0.000", "0.125", "0.500"]
+    figures, differences, names, *others = details(seeds)
     assert figures.title == "4 documents, 95% intervals, mean ± standard deviation over runs"
     assert figures.header == ["figure", "sft, 2 runs", "dpo, 2 runs", "one"]
     exact = next(row for row in figures.rows if row[0] == "exact")
@@ -124,7 +148,7 @@ def test_several_runs_in_the_tables(seeds: Evaluation) -> None:
     # 4 − 3 and 3 − 0 quarters; one run has no pair.
     assert [cell.split(" [")[0] for cell in exact[1:]] == ["+0.500 ±0.354", "-0.375"]
     assert names.rows[0][4] == "0.500 ±0.707 [0.500, 1.000]"
-    assert [grid.rows[-1][0] for grid in (names, *others)] == ["(1 in no document)"] * 2 + ["a|b"]
+    assert [grid.rows[-1][0] for grid in (names, *others[:2])] == ["(1 in no document)"] * 2 + ["a|b"]
 
 
 def test_several_runs_on_the_page(seeds: Evaluation) -> None:
@@ -153,7 +177,7 @@ def test_notes_name_cut_answers_only(evaluation: Evaluation) -> None:
 
 def test_one_model_has_no_differences(evaluation: Evaluation) -> None:
     titles = [grid.title for grid in summary(replace(evaluation, models=evaluation.models[:1]))]
-    assert titles == ["4 documents, 95% intervals", "labels, good"]
+    assert titles == ["4 documents, 95% interval", "what became of the gold records", "F1 by label"]
 
 
 def test_files_that_are_none(evaluation: Evaluation, tmp_path: Path) -> None:

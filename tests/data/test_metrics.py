@@ -19,6 +19,7 @@ from tokencredit.data.metrics import (
     names,
     parse_references,
     ratios,
+    record_errors,
     scores,
     spans_agree,
 )
@@ -254,3 +255,24 @@ def test_wrong_input_is_named():
         json_records(["[]"], ["[]", "[]"])
     with pytest.raises(InputError, match="0 predictions"):
         json_records([], [])
+
+
+def test_what_became_of_each_record() -> None:
+    def records(*triples: str) -> list[dict[str, str]]:
+        return [{"code": a, "subcode": b, "span": c} for a, b, c in (triple.split("/") for triple in triples)]
+
+    gold = records("A/x/one", "A/x/two", "B/y/three", "C/z/four")
+    cases = {
+        (4, 0, 0, 0): gold[::-1],
+        (0, 0, 0, 4): [],
+        (1, 1, 1, 1): records("A/x/twe", "D/d/three", "A/x/one"),
+        # One record with the right names serves one gold record only, and an equal record is taken first.
+        (1, 0, 0, 3): records("A/x/one"),
+        (0, 2, 0, 2): records("A/x/1", "A/x/2", "A/x/3"),
+        # Right names go before the right span.
+        (0, 1, 0, 3): records("B/y/four"),
+    }
+    for expected, predicted in cases.items():
+        assert tuple(record_errors(predicted, gold).values()) == expected
+    assert record_errors(None, gold) == {"right": 0, "span": 0, "names": 0, "missing": 4}
+    assert sum(record_errors(gold, []).values()) == 0
