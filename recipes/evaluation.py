@@ -131,7 +131,8 @@ def _own_recipe(model: str, columns: set[str]) -> tuple[str, Recipe] | None:
 
 def _asks(recipe: Recipe, columns: set[str]) -> bool:
     """Whether a recipe makes prompt and gold answer of data with these columns."""
-    answers = {recipe.own.completion_column} if recipe.own.completion_column else {"completion", recipe.method.reference}
+    named = recipe.own.completion_column
+    answers = {named} if named else {"completion", recipe.method.reference}
     return bool(recipe.own.prompt_template or "prompt" in columns) and bool(answers & columns)
 
 
