@@ -17,12 +17,12 @@ from tokencredit.cluster.plan import Plan, cpu_count, resolve
 from tokencredit.cluster.preflight import LOCK, Preflight, check, is_unused
 from tokencredit.cluster.processes import die_with_parent
 from tokencredit.cluster.quiet import quieten
+from tokencredit.cluster.resume import complete, make_ready
 from tokencredit.errors import InputError
 from tokencredit.recipes.files import RECIPE_FILE
 from tokencredit.recipes.init_model import INITIAL_MODEL, write_initial_model
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.callbacks import write_whole
-from tokencredit.trainers.checkpoints import SAVED_LAST, finish, forget_later, read_state
 
 WORKER = "tokencredit.cluster.worker"
 
@@ -35,10 +35,28 @@ def prepare(recipe: Recipe, *, dry_run: bool = False) -> tuple[Recipe, Plan, Pre
     """
     quieten()
     import_from_working_directory()
-    recipe, plan, notes = resolve(recipe, dry_run=dry_run)
+    recipe, plan, notes = _resolve(recipe, dry_run)
     found = check(recipe, plan, dry_run=dry_run)
     found.notes = notes + found.notes
     return recipe, plan, found
+
+
+def _resolve(recipe: Recipe, dry_run: bool) -> tuple[Recipe, Plan, list[str]]:
+    if recipe.own.launch.ray is None:
+        return resolve(recipe, dry_run=dry_run)
+    from tokencredit.cluster.ray_cluster import check_address, find_cluster
+    from tokencredit.cluster.ray_plan import resolve_on_ray
+
+    cluster, notes = None, []
+    check_address(recipe.own.launch.ray.address)
+    try:
+        cluster = find_cluster(recipe.own.launch.ray.address)
+    except InputError as error:
+        if not dry_run:
+            raise
+        notes = [f"planned without its cluster: {error}"]
+    recipe, plan, more = resolve_on_ray(recipe, cluster)
+    return recipe, plan, notes + more
 
 
 def launch(recipe: Recipe, plan: Plan, found: Preflight) -> int:
@@ -52,14 +70,17 @@ def launch(recipe: Recipe, plan: Plan, found: Preflight) -> int:
         InputError: When another run is writing into the same folder.
     """
     run = Path(recipe.output_dir)
-    if found.finished:
-        if found.resume_from:
-            finish(Path(found.resume_from), run, best=bool(recipe.training.get("load_best_model_at_end")))
+    if found.start.finished:
+        complete(recipe, found.start)
         return 0
     new = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     with _clean_up(run, new), _alone_in(run):
         _write_run_folder(recipe, found)
+        if recipe.own.launch.ray is not None:
+            from tokencredit.cluster.ray_train import run_on_ray
+
+            return run_on_ray(recipe, plan, found.start.resume_from)
         if plan.strategy == "none":
             return _run_here(recipe, found)
         return _run_in_workers(recipe, plan, found)
@@ -90,11 +111,7 @@ def _alone_in(run: Path) -> Iterator[None]:
 
 def _write_run_folder(recipe: Recipe, found: Preflight) -> None:
     run = Path(recipe.output_dir)
-    (run / SAVED_LAST).unlink(missing_ok=True)  # the model in the folder is no longer that of the run
-    if found.resume_from is not None:
-        checkpoint = Path(found.resume_from)
-        if checkpoint.parent == run:
-            forget_later(run, read_state(checkpoint).global_step)
+    make_ready(run, found.start.resume_from)
     text = yaml.safe_dump(recipe.flat(), sort_keys=False, allow_unicode=True, width=120)
     write_whole(run / RECIPE_FILE, text)
     if recipe.own.init is not None:
@@ -104,7 +121,7 @@ def _write_run_folder(recipe: Recipe, found: Preflight) -> None:
 def _write_initial_model(recipe: Recipe, found: Preflight) -> None:
     folder = Path(recipe.output_dir) / INITIAL_MODEL
     if folder.is_dir():
-        if found.resume_from is not None:
+        if found.start.resume_from is not None:
             return
         shutil.rmtree(folder)  # of an attempt that never took a step, perhaps with other settings
     assert recipe.own.init is not None
@@ -116,14 +133,14 @@ def _run_here(recipe: Recipe, found: Preflight) -> int:
     from tokencredit.cluster.worker import run
 
     assert found.data is not None
-    run(recipe, found.data, found.resume_from)
+    run(recipe, found.data, found.start.resume_from)
     return 0
 
 
 def _run_in_workers(recipe: Recipe, plan: Plan, found: Preflight) -> int:
     command = [str(Path(recipe.output_dir) / RECIPE_FILE)]
-    if found.resume_from:
-        command += ["--resume", found.resume_from]
+    if found.start.resume_from:
+        command += ["--resume", found.start.resume_from]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // plan.num_processes)))
     os.environ["PYTHONSAFEPATH"] = "1"  # a folder of the user's named like a library must not replace it
     if recipe.training.get("hub_token"):

@@ -17,7 +17,7 @@ STRATEGIES = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp")
 
 @dataclass(frozen=True)
 class Plan:
-    """The processes of a run on this machine.
+    """The processes of a run: on this machine, or the workers of `launch.ray`.
 
     Args:
         strategy: One of `STRATEGIES`, or `accelerate` for a configuration file of Accelerate's.
@@ -68,14 +68,23 @@ def resolve(recipe: Recipe, *, dry_run: bool = False) -> tuple[Recipe, Plan, lis
         shown = "one process per accelerator, shown for one" if recipe.own.launch.num_processes is None else many
         notes = [f"no accelerator here: planned for a machine that has some ({plan.strategy}, {shown})"]
     else:
-        recipe, notes = _device_defaults(recipe, on_cpu)
+        recipe, notes = device_defaults(recipe, on_cpu)
         plan = _plan(recipe.own.launch, on_cpu)
-    _refuse_surprises(recipe, plan, on_cpu)
-    recipe = _with_sharding(recipe, plan.strategy)
-    return _with_batch(recipe, plan.num_processes), plan, notes
+    _refuse_surprises(plan, on_cpu)
+    return complete(recipe, plan), plan, notes
 
 
-def _device_defaults(recipe: Recipe, on_cpu: bool) -> tuple[Recipe, list[str]]:
+def complete(recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe with the settings that its plan implies: what shards the model, and accumulation steps.
+
+    Raises:
+        InputError: When the plan and settings of the recipe contradict each other.
+    """
+    _check_deepspeed(recipe, plan)
+    return _with_batch(_with_sharding(recipe, plan.strategy), plan.num_processes)
+
+
+def device_defaults(recipe: Recipe, on_cpu: bool) -> tuple[Recipe, list[str]]:
     """TRL's default precision is bfloat16 on an accelerator; without one the trainer would refuse to start."""
     if not on_cpu:
         return recipe, []
@@ -104,6 +113,25 @@ def _plan(launch: Launch, on_cpu: bool) -> Plan:
     strategy, asked = launch.strategy, launch.num_processes
     if strategy.endswith((".yaml", ".yml", ".json")):
         return _accelerate_plan(Path(strategy), asked, on_cpu)
+    check_strategy(launch, on_cpu)
+    if strategy == "none":
+        return Plan("none", 1)
+    available, unit = (cpu_count(), "CPU core") if on_cpu else (accelerator_count(), "accelerator")
+    if asked is not None and asked > available:
+        plural = "" if available == 1 else "s"
+        raise InputError(
+            "launch.num_processes", f"{asked} is more than this machine has", f"{available} {unit}{plural} here"
+        )
+    return Plan(strategy, asked or available)
+
+
+def check_strategy(launch: Launch, on_cpu: bool) -> None:
+    """Refuse a strategy that is not known, cannot do on this device what it says, or lacks a count or a library.
+
+    Raises:
+        InputError: Naming it.
+    """
+    strategy, asked = launch.strategy, launch.num_processes
     if strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise InputError("launch.strategy", f"unknown strategy {strategy!r}", f"one of {known}, or an Accelerate file")
@@ -112,19 +140,12 @@ def _plan(launch: Launch, on_cpu: bool) -> Plan:
             raise InputError(
                 "launch.num_processes", f"{asked} processes with strategy none", "set launch=ddp or a zero stage"
             )
-        return Plan("none", 1)
+        return
     _require_libraries(strategy)
     if strategy == "fsdp" and on_cpu:
         raise InputError("launch.strategy", "fsdp does not shard on CPU", "use ddp, zero1, zero2 or zero3 on CPU")
-    available, unit = (cpu_count(), "CPU core") if on_cpu else (accelerator_count(), "accelerator")
     if asked is None and on_cpu:
         raise InputError("launch.num_processes", f"is missing for {strategy} on CPU", "say how many, at most the cores")
-    if asked is not None and asked > available:
-        plural = "" if available == 1 else "s"
-        raise InputError(
-            "launch.num_processes", f"{asked} is more than this machine has", f"{available} {unit}{plural} here"
-        )
-    return Plan(strategy, asked or available)
 
 
 def _require_libraries(strategy: str) -> None:
@@ -155,13 +176,16 @@ def _accelerate_plan(path: Path, asked: int | None, on_cpu: bool) -> Plan:
     return Plan("accelerate", processes, str(path))
 
 
-def _refuse_surprises(recipe: Recipe, plan: Plan, on_cpu: bool) -> None:
+def _refuse_surprises(plan: Plan, on_cpu: bool) -> None:
     if plan.strategy == "none" and not on_cpu and accelerator_count() > 1:
         raise InputError(
             "launch.strategy",
             f"one process sees {accelerator_count()} accelerators and would spread over all of them",
             "set launch=ddp, or CUDA_VISIBLE_DEVICES=0",
         )
+
+
+def _check_deepspeed(recipe: Recipe, plan: Plan) -> None:
     given = recipe.training.get("deepspeed")
     if given is None:
         return

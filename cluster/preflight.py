@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.cluster.plan import Plan
+from tokencredit.cluster.resume import Start, find_start
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import metric_function, peft_config
 from tokencredit.recipes.data import RecipeData, load_data
-from tokencredit.recipes.files import RECIPE_FILE, load_yaml
+from tokencredit.recipes.files import RECIPE_FILE
 from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
 from tokencredit.recipes.schema import Recipe
-from tokencredit.trainers.callbacks import read_metrics
-from tokencredit.trainers.checkpoints import MANIFEST, SAVED_LAST, End, is_finished, latest_complete, read_manifest
 from tokencredit.trainers.task_metric import answer_text
 
 LOCK = ".lock"
 # What a run writes before its first step; a folder with nothing else in it counts as unused.
 _PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp", LOCK}
 _LOSS_FIGURES = {"loss", "mean_token_accuracy", "entropy"}
-# A run goes on only with what it began with.
-_FIXED = ("trainer", "model_name_or_path", "init", "peft", "use_peft")
 
 
 @dataclass
@@ -32,14 +29,12 @@ class Preflight:
 
     Args:
         data: The loaded data, or None when it is not on this machine (dry run only).
-        resume_from: The checkpoint to continue from, or None.
-        finished: Whether that checkpoint is the end of the run.
+        start: Where the run begins.
         notes: Lines for the user.
     """
 
     data: RecipeData | None
-    resume_from: str | None = None
-    finished: bool = False
+    start: Start = field(default_factory=Start)
     notes: list[str] = field(default_factory=list)
 
 
@@ -56,7 +51,8 @@ def check(recipe: Recipe, plan: Plan, *, dry_run: bool = False) -> Preflight:
     """
     found = Preflight(data=None)
     _check_output(recipe)
-    _resume(recipe, plan, found)
+    found.start = find_start(recipe, plan.num_processes)
+    found.notes += found.start.notes
     _check_reporting(recipe)
     peft_config(recipe)
     _check_settings(recipe)
@@ -100,72 +96,6 @@ def _check_output(recipe: Recipe) -> None:
         )
 
 
-def _resume(recipe: Recipe, plan: Plan, found: Preflight) -> None:
-    asked = recipe.training.get("resume_from_checkpoint")
-    if not asked:
-        return
-    run = Path(recipe.output_dir)
-    metric = recipe.own.task_metric
-    end = End(
-        recipe.training.get("max_steps", -1),
-        recipe.training.get("num_train_epochs", 3.0),
-        metric.stop_at if metric else {},
-    )
-    if asked is True and _has_ended(run, end):
-        found.finished = True
-        found.notes += [*_changed_keys(run / RECIPE_FILE, recipe), "the run is complete"]
-        return
-    if isinstance(asked, str):
-        folder: Path | None = Path(asked)
-        _check_named(Path(asked), found)
-    else:
-        folder, skipped = latest_complete(run)
-        found.notes += [
-            f"{path.name} is incomplete (the run was ended while it was saved): skipped" for path in skipped
-        ]
-    if folder is None:
-        found.notes.append("no checkpoint to resume from: starting at step 0")
-        return
-    found.notes += _changed_keys(run / RECIPE_FILE, recipe)
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest.world_size != plan.num_processes:
-        if manifest.zero_stage:
-            raise InputError(
-                "launch.num_processes",
-                f"{folder.name} was written by {manifest.world_size} ZeRO processes, this run has {plan.num_processes}",
-                f"set launch.num_processes={manifest.world_size}",
-            )
-        found.notes.append(
-            f"{folder.name} was written by {manifest.world_size} processes, this run has {plan.num_processes}: "
-            "the order of the data and the random state differ from an uninterrupted run"
-        )
-    found.resume_from = str(folder)
-    found.finished = is_finished(folder, end)
-    found.notes.append(f"the run is complete at {folder.name}" if found.finished else f"resuming from {folder.name}")
-
-
-def _changed_keys(saved: Path, recipe: Recipe) -> list[str]:
-    if not saved.is_file():
-        return []
-    before, now = load_yaml(saved), recipe.flat()
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    for key in changed:
-        if key in _FIXED:
-            raise InputError(
-                key, f"{now.get(key)!r} is not what the run began with, {before.get(key)!r}", "name another output_dir"
-            )
-    return [f"differs from the recipe the run began with: {', '.join(changed)}"] if changed else []
-
-
-def _has_ended(run: Path, end: End) -> bool:
-    """Whether the run took its last step and saved its model, as its metrics say."""
-    if not (run / SAVED_LAST).is_file():
-        return False
-    lines = read_metrics(run)
-    last = next((line for line in reversed(lines) if "train_runtime" in line), None)
-    return last is not None and end.is_at(last["step"], last["epoch"], lines)
-
-
 def _check_settings(recipe: Recipe) -> None:
     """What the trainer's configuration refuses by itself, before anything is started."""
     config = recipe.method.config_class()
@@ -176,17 +106,6 @@ def _check_settings(recipe: Recipe) -> None:
             for item in fields(config)
         }
         refuse(defaults | recipe.training)
-
-
-def _check_named(folder: Path, found: Preflight) -> None:
-    """A checkpoint that the recipe names: whole as far as its manifest says."""
-    where, remedy = "resume_from_checkpoint", "name a checkpoint-N folder, or true"
-    if not (folder / "trainer_state.json").is_file():
-        raise InputError(where, f"{str(folder)!r} is no checkpoint", remedy)
-    if not (folder / MANIFEST).is_file():
-        found.notes.append(f"{folder.name} has no manifest: taken as complete")
-    elif read_manifest(folder) is None:
-        raise InputError(where, f"{str(folder)!r} is incomplete: its files are not those of its manifest", remedy)
 
 
 def _check_reporting(recipe: Recipe) -> None:

@@ -9,6 +9,8 @@ def quieten() -> None:
     """Silence the notices that every run would print, and progress bars where nobody watches them."""
     # TRL itself uses the old names of an option of Transformers, in every run.
     warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning)
+    # DeepSpeed uses the old names of two collectives, in every step of ZeRO-3.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning)
     watched = sys.stderr.isatty()
     if not watched:
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which torch does

@@ -105,15 +105,20 @@ def _override(item: str) -> Layer:
 def normalise(layer: Layer) -> Layer:
     """Bring the short spellings into the one form the schema knows.
 
-    `launch: zero2` means `launch: {strategy: zero2}`, and `launch: none` one process whatever the base recipe
-    says; `num_processes`, which TRL's command line takes at the top level, means `launch.num_processes`;
+    `launch: zero2` means `launch: {strategy: zero2}`, and `launch: none` one process in the command itself whatever
+    the base recipe says; `num_processes`, which TRL's command line takes at the top level, means
+    `launch.num_processes`; `ray: auto` in the launch section means `ray: {address: auto}`, and `ray: none` no Ray;
     `task_metric: name` means `task_metric: {function: name}`.
     """
     layer = dict(layer)
     if "launch" in layer and not isinstance(layer["launch"], dict):
         # YAML reads a bare `none` as text but `null` and an empty value as nothing.
         one_process = layer["launch"] in (None, "none")
-        layer["launch"] = {"strategy": "none", "num_processes": None} if one_process else {"strategy": layer["launch"]}
+        one = {"strategy": "none", "num_processes": None, "ray": None}
+        layer["launch"] = one if one_process else {"strategy": layer["launch"]}
+    if "ray" in layer.get("launch", {}) and not isinstance(layer["launch"]["ray"], dict):
+        address = layer["launch"]["ray"]
+        layer["launch"] = layer["launch"] | {"ray": None if address in (None, "none") else {"address": address}}
     if isinstance(layer.get("task_metric"), str):
         layer["task_metric"] = {"function": layer["task_metric"]}
     if "num_processes" in layer:
@@ -161,12 +166,20 @@ def absolute_paths(layer: Layer, base: Path) -> Layer:
     for key, resolve in _PATH_KEYS.items():
         if isinstance(layer.get(key), str):
             layer[key] = resolve(layer[key], base)
-    launch = layer.get("launch")
-    if isinstance(launch, dict) and str(launch.get("strategy", "")).endswith((".yaml", ".yml", ".json")):
-        layer["launch"] = launch | {"strategy": _path(launch["strategy"], base)}
+    if isinstance(layer.get("launch"), dict):
+        layer["launch"] = _launch_paths(dict(layer["launch"]), base)
     if isinstance(layer.get("datasets"), list):
         layer["datasets"] = [_mixture_part(part, base) for part in layer["datasets"]]
     return layer
+
+
+def _launch_paths(launch: Layer, base: Path) -> Layer:
+    if str(launch.get("strategy", "")).endswith((".yaml", ".yml", ".json")):
+        launch["strategy"] = _path(launch["strategy"], base)
+    ray = launch.get("ray")
+    if isinstance(ray, dict) and isinstance(ray.get("storage_path"), str):
+        launch["ray"] = ray | {"storage_path": _path_or_uri(ray["storage_path"], base)}
+    return launch
 
 
 def _path(value: str, base: Path) -> str:
@@ -177,6 +190,10 @@ def _path_or_name(value: str, base: Path) -> str:
     """A hub name or a built-in stays as it is; what looks like a path or exists becomes absolute."""
     looks_local = value.startswith((".", "/", "~")) or value.endswith(DATA_SUFFIXES) or (base / value).exists()
     return _path(value, base) if looks_local else value
+
+
+def _path_or_uri(value: str, base: Path) -> str:
+    return value if "://" in value else _path(value, base)
 
 
 def _path_or_data(value: str, base: Path) -> str:

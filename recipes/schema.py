@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -28,13 +28,30 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class RayLaunch(_Section):
+    """The Ray cluster whose workers are the processes of a run."""
+
+    address: str
+    """`local` for one of its own on this machine, `auto` for the one this machine belongs to, or its `host:port`."""
+    resources_per_worker: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """Laid over one CPU and, where there are any, one GPU."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Workers on few nodes or on many; the strict ones on one node, and each on its own."""
+    max_failures: int = Field(default=0, ge=-1)
+    """How often the workers are started again, from the newest complete checkpoint; -1 without end."""
+    storage_path: str | None = None
+    """Where Ray Train keeps its own state: a folder or the URI of a bucket. The run itself lies in `output_dir`."""
+
+
 class Launch(_Section):
     """How the recipe becomes processes: a strategy and how many of them."""
 
     strategy: str = "none"
     """`none`, `ddp`, `zero1`, `zero2`, `zero3`, `fsdp`, or the path of an Accelerate configuration file."""
     num_processes: int | None = Field(default=None, ge=1)
-    """Processes on this machine; by default one per accelerator."""
+    """Processes on this machine, or workers of Ray; by default one per accelerator."""
+    ray: RayLaunch | None = None
+    """Start them with Ray Train, on this machine or on a cluster."""
 
 
 class TokenizerSpec(_Section):
@@ -128,7 +145,7 @@ class Recipe:
         """
         own = self.own.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
         if "env" in own:
-            own["env"] = {name: value for name, value in own["env"].items() if not _SECRET.search(name.upper())}
+            own["env"] = {name: value for name, value in own["env"].items() if not is_secret(name)}
         training = {key: value for key, value in self.training.items() if key != "hub_token"}
         return own | self.model | self.data | training
 
@@ -139,6 +156,11 @@ class Recipe:
     def with_model(self, **changes: Any) -> "Recipe":
         """A copy with other model fields."""
         return replace(self, model=self.model | changes)
+
+
+def is_secret(variable: str) -> bool:
+    """Whether an environment variable is named like a credential."""
+    return bool(_SECRET.search(variable.upper()))
 
 
 def parse_recipe(layer: dict[str, Any]) -> Recipe:
@@ -205,7 +227,7 @@ def validated(model: type[Section], given: dict[str, Any], sections: tuple[type[
         raise InputError(where or str(first["loc"]), f"{first['input']!r} is wrong", first["msg"]) from None
 
 
-_OWN_SECTIONS = (OwnKeys, Launch, Init, TokenizerSpec, TaskMetric, Augment)
+_OWN_SECTIONS = (OwnKeys, Launch, RayLaunch, Init, TokenizerSpec, TaskMetric, Augment)
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def test_overrides_are_yaml_and_reach_into_mappings(tmp_path: Path) -> None:
     ("given", "launch"),
     [
         ({"launch": "zero2"}, {"strategy": "zero2"}),
-        ({"launch": None}, {"strategy": "none", "num_processes": None}),
-        ({"launch": "none"}, {"strategy": "none", "num_processes": None}),
+        ({"launch": None}, {"strategy": "none", "num_processes": None, "ray": None}),
+        ({"launch": "none"}, {"strategy": "none", "num_processes": None, "ray": None}),
         ({"num_processes": 2}, {"num_processes": 2}),
         ({"launch": "ddp", "num_processes": 2}, {"strategy": "ddp", "num_processes": 2}),
     ],
@@ -72,10 +72,30 @@ def test_short_spellings_of_launch(tmp_path: Path, given: dict[str, object], lau
     assert read_recipe(str(write(tmp_path / "empty.yaml", trainer="sft")), words)["launch"] == launch
 
 
+@pytest.mark.parametrize(
+    ("words", "ray"),
+    [
+        (["launch.ray=auto"], {"address": "auto"}),
+        (["launch.ray=local", "launch.ray.max_failures=2"], {"address": "local", "max_failures": 2}),
+        (["launch.ray=auto", "launch.ray=none"], None),
+        (["launch.ray=auto", "launch.ray="], None),
+    ],
+)
+def test_short_spellings_of_ray(tmp_path: Path, words: list[str], ray: object) -> None:
+    base = write(tmp_path / "r.yaml", launch="zero2")
+    assert read_recipe(str(base), words)["launch"] == {"strategy": "zero2", "ray": ray}
+
+
+def test_storage_path_is_relative_to_the_recipe(tmp_path: Path) -> None:
+    for written, absolute in (("state", str(tmp_path / "state")), ("s3://bucket/state", "s3://bucket/state")):
+        base = write(tmp_path / "r.yaml", launch={"ray": {"address": "auto", "storage_path": written}})
+        assert read_recipe(str(base), [])["launch"]["ray"]["storage_path"] == absolute
+
+
 def test_one_process_over_a_recipe_with_two(tmp_path: Path) -> None:
     base = write(tmp_path / "r.yaml", launch="ddp", num_processes=2, task_metric="a:b")
     recipe = read_recipe(str(base), ["launch=none", "task_metric.max_new_tokens=4"])
-    assert recipe["launch"] == {"strategy": "none", "num_processes": None}
+    assert recipe["launch"] == {"strategy": "none", "num_processes": None, "ray": None}
     assert recipe["task_metric"] == {"function": "a:b", "max_new_tokens": 4}
 
 

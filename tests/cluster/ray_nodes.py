@@ -1,0 +1,107 @@
+"""A Ray cluster of several nodes on this machine, each at an address of its own, and nothing left of it."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # How soon the loss of a node is noticed: 4 times in a row without an answer, 500 ms apart.
+    "RAY_health_check_initial_delay_ms": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Nodes:
+    """The nodes of one cluster; the first one is its head."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tc-", dir="/tmp"))
+        self.environment = SETTINGS | {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.address = f"127.0.0.2:{free_port()}"
+        self.job_server = f"http://127.0.0.1:{free_port()}"
+
+    def add(self, **resources: float) -> subprocess.Popen[bytes]:
+        """Start a node with one CPU, and wait until it is there."""
+        number = len(self.nodes) + 2
+        head = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder / 'ray'}"]
+        head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.job_server.rpartition(':')[2]}"]
+        head += [f"--ray-client-server-port={free_port()}"]
+        options = [f"--address={self.address}"] if self.nodes else head
+        options += [f"--node-ip-address=127.0.0.{number}", "--num-cpus=1", "--object-store-memory=100000000"]
+        options += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
+        log = (self.folder / f"node-{number}.log").open("wb")
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
+        environment = os.environ | self.environment
+        node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.nodes.append(node)
+        self._wait_for(number, node)
+        return node
+
+    def _wait_for(self, number: int, node: subprocess.Popen[bytes]) -> None:
+        log = self.folder / f"node-{number}.log"
+        deadline = time.monotonic() + 120
+        while b"Ray runtime started" not in log.read_bytes():
+            assert node.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+    def lose(self, node: subprocess.Popen[bytes]) -> None:
+        """Kill a node with everything on it at once, as when its machine loses power."""
+        for process in [node.pid, *descendants(node.pid)]:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        node.wait()
+
+    def stop(self) -> None:
+        """End all nodes and remove what they wrote."""
+        for node in reversed(self.nodes):
+            if node.poll() is None:
+                self.lose(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def descendants(process: int) -> list[int]:
+    """All processes below one, nearest first."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    found, row = [], [process]
+    while row:
+        row = [child for child, parent in parents if parent in row]
+        found += row
+    return found
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of running processes that hold a text in them or in their environment."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            try:
+                command, environment = ((folder / name).read_bytes() for name in ("cmdline", "environ"))
+            except OSError:
+                continue
+            if text.encode() in command + environment:
+                found.append(command.replace(b"\0", b" ").decode())
+    return found
