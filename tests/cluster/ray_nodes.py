@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 SETTINGS = {
@@ -105,3 +106,11 @@ def processes_with(text: str) -> list[str]:
             if text.encode() in command + environment:
                 found.append(command.replace(b"\0", b" ").decode())
     return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.05)
