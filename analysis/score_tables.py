@@ -62,8 +62,15 @@ class Grid:
     def markdown(self) -> str:
         """The table in Markdown, with its title as a heading."""
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        cells = ("| " + " | ".join(_markdown_cell(cell) for cell in line) + " |" for line in lines)
         return "\n".join([f"## {self.title}", "", *cells, ""])
+
+
+def _markdown_cell(text: str) -> str:
+    """Names come from data and models: no part of them is a column or markup."""
+    for character in "\\|<&":
+        text = text.replace(character, "\\" + character)
+    return text
 
 
 def summary(evaluation: Evaluation) -> list[Grid]:

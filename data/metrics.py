@@ -152,7 +152,8 @@ def record_errors(
     """Say of each reference record whether it was found, and if not, what was wrong with it [O].
 
     Records are paired one-to-one: equal ones first, of the rest those with the same label and sub-label, of the rest
-    those with the same span.
+    those with the same span; the order of the records does not count. Where two predicted records have each other's
+    names, both have a wrong span.
 
     Args:
         prediction: Predicted records, or None if the answer did not parse.
@@ -168,21 +169,24 @@ def record_errors(
     parts = {"right": slice(None), "span": slice(2), "names": slice(2, None)}
     for kind, part in parts.items():
         shared = Counter(triple[part] for triple in rest) & Counter(triple[part] for triple in gold)
-        rest, gold = _without(rest, shared, part), _without(gold, shared, part)
+        rest, gold = _without(rest, shared, part, gold), _without(gold, shared, part, rest)
         counts[kind] = shared.total()
     return counts | {"missing": len(gold)}
 
 
-def _without(triples: list[Name], taken: Counter[Name], part: slice) -> list[Name]:
-    """The triples that are left when for each part in `taken` so many triples with that part go."""
-    left = taken.copy()
-    left.subtract(triple[part] for triple in triples)
-    kept = []
-    for triple in reversed(triples):
-        if left[triple[part]] < 0:
-            left[triple[part]] += 1
+def _without(triples: list[Name], taken: Counter[Name], part: slice, others: list[Name]) -> list[Name]:
+    """The triples that are left when for each part in `taken` so many with that part go, whatever their order.
+
+    Those go first whose span none of the `others` has: they could not be paired by their span.
+    """
+    spans = {triple[2] for triple in others}
+    left, kept = taken.copy(), []
+    for triple in sorted(triples, key=lambda triple: (triple[2] in spans, triple)):
+        if left[triple[part]]:
+            left[triple[part]] -= 1
+        else:
             kept.append(triple)
-    return kept[::-1]
+    return kept
 
 
 def scores(counts: Iterable[Counts]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tokencredit.analysis.score_tables import (
     MAIN,
+    Grid,
     check_files,
     details,
     markdown,
@@ -128,6 +129,8 @@ def test_markdown(evaluation: Evaluation) -> None:
     widths = {line.replace("\\|", "").count("|") for line in rows if "a\\|b" in line}
     assert widths == {5, 6, 7}, "a bar in a name is no column"
     assert "\x1b" not in page
+    row = Grid("t", ["a"], [["x\\|y <b> &amp;"]]).markdown().splitlines()[-1]
+    assert row == "| x\\\\\\|y \\<b> \\&amp; |"
 
 
 def test_several_runs_in_the_tables(seeds: Evaluation) -> None:

@@ -1,4 +1,5 @@
 import random
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -274,5 +275,8 @@ def test_what_became_of_each_record() -> None:
     }
     for expected, predicted in cases.items():
         assert tuple(record_errors(predicted, gold).values()) == expected
+    predicted = records("A/a/z", "B/b/y")
+    for both in permutations(records("A/a/x", "A/a/y")):
+        assert tuple(record_errors(predicted, both).values()) == (0, 1, 1, 0), "what has the right span is kept for it"
     assert record_errors(None, gold) == {"right": 0, "span": 0, "names": 0, "missing": 4}
     assert sum(record_errors(gold, []).values()) == 0
