@@ -78,6 +78,41 @@ def train(
         out.print(f"saved in {checked.output_dir}", markup=False)
 
 
+@app.command()
+def submit(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
+    address: Annotated[str, typer.Option(help="The cluster's job server, e.g. http://head:8265.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME with its value here; for the job.")] = None,
+    runtime_env: Annotated[Path | None, typer.Option(help="YAML with Ray's runtime environment, e.g. pip.")] = None,
+) -> None:
+    """Train what a recipe says on a Ray cluster: send it as a job, follow its log, end with its exit code."""
+    with _input_errors():
+        from tokencredit.recipes.files import read_recipe
+
+        layer = read_recipe(recipe, overrides or [])
+        with err.status("checking the recipe"):
+            from tokencredit.cluster.quiet import quieten
+            from tokencredit.cluster.ray_submit import left_out
+            from tokencredit.cluster.ray_submit import submit as send
+            from tokencredit.recipes.schema import parse_recipe
+
+            quieten()
+            raise_on_sigterm()
+            checked = parse_recipe(layer)
+        for name in left_out(checked):
+            err.print(f"note: {name} is not sent; --env hands a variable to the job", markup=False)
+        job = send(checked, address=address, variables=env or [], runtime_env=runtime_env)
+        err.print(f"note: job {job.name}; `ray job stop {job.name} --address {address}` ends it", markup=False)
+        try:
+            code = job.follow()
+        except (KeyboardInterrupt, Terminated):
+            err.print(f"note: {job.name} goes on", markup=False)
+            raise
+        if code:
+            raise typer.Exit(code)
+
+
 def _set_environment(variables: object) -> None:
     if variables is None:
         return

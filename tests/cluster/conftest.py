@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from tests.cluster.curves import Line, curve
-from tests.cluster.ray_nodes import Nodes, processes_with
+from tests.cluster.ray_nodes import SETTINGS, Nodes, processes_with, wait_until
 from tests.conftest import SHORT_RUN, Cli, preferences, write_jsonl
+
+os.environ.update(SETTINGS)
 
 
 @pytest.fixture(scope="session")
@@ -49,17 +51,14 @@ def curves(
 
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[Nodes]:
-    """A Ray cluster of two nodes with one CPU each; commands find its token in the environment."""
+    """A Ray cluster of two nodes with one CPU each."""
     made = Nodes()
-    before = dict(os.environ)
-    os.environ.update(made.environment)
     try:
         made.add()
         made.add()
+        assert processes_with(str(made.folder)) != []
         yield made
     finally:
         made.stop()
-        for name in made.environment:
-            os.environ.pop(name)
-        os.environ.update(before)
-    assert processes_with(made.environment["RAY_AUTH_TOKEN"]) == []
+    wait_until(lambda: processes_with(str(made.folder)) == [], seconds=10)
+    assert not made.folder.exists()

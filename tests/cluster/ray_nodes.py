@@ -14,7 +14,9 @@ from pathlib import Path
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray reads and keeps these once in a process, so they are those of all its clusters.
     "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(16),
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # How soon the loss of a node is noticed: 4 times in a row without an answer, 500 ms apart.
@@ -36,7 +38,8 @@ class Nodes:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tc-", dir="/tmp"))
-        self.environment = SETTINGS | {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
+        # Jobs call `python`.
+        self.environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.address = f"127.0.0.2:{free_port()}"
         self.job_server = f"http://127.0.0.1:{free_port()}"
@@ -44,11 +47,13 @@ class Nodes:
     def add(self, **resources: float) -> subprocess.Popen[bytes]:
         """Start a node with one CPU, and wait until it is there."""
         number = len(self.nodes) + 2
-        head = ["--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder / 'ray'}"]
+        head = ["--head", f"--port={self.address.rpartition(':')[2]}"]
         head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.job_server.rpartition(':')[2]}"]
         head += [f"--ray-client-server-port={free_port()}"]
         options = [f"--address={self.address}"] if self.nodes else head
         options += [f"--node-ip-address=127.0.0.{number}", "--num-cpus=1", "--object-store-memory=100000000"]
+        # A folder of its own, as on a machine of its own: Ray unpacks the working directory of a job there.
+        options += [f"--temp-dir={self.folder / str(number)}"]
         options += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
         log = (self.folder / f"node-{number}.log").open("wb")
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
