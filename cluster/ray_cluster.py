@@ -89,7 +89,7 @@ def cluster(address: str) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         if address == "local":
-            temporary = stack.enter_context(_temporary_folder())
+            temporary = stack.enter_context(temporary_folder())
             stack.callback(_leave)
             _start(temporary)
         else:
@@ -169,7 +169,8 @@ def _leave() -> None:
 
 
 @contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
+    """A folder for the time of a run. Those of commands that were killed are removed."""
     base = Path(tempfile.gettempdir())
     if len(str(base)) + len(_TEMPORARY) + 16 > _LONGEST_TEMPORARY:
         base = Path("/tmp")
@@ -186,7 +187,6 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 def _remove_left_over(base: Path) -> None:
-    """Remove the folders of commands that were killed."""
     for folder in base.glob(f"{_TEMPORARY}*-*"):
         owner = folder.name.removeprefix(_TEMPORARY).partition("-")[0]
         if owner.isdigit() and not _runs(int(owner)) and folder.stat().st_uid == os.getuid():

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.cluster.plan import Plan
-from tokencredit.cluster.ray_cluster import cluster
+from tokencredit.cluster.ray_cluster import cluster, temporary_folder
 from tokencredit.cluster.ray_plan import worker_resources
 from tokencredit.cluster.ray_worker import Desk, News, Order, work
 from tokencredit.recipes.schema import RayLaunch, Recipe, is_secret
@@ -90,8 +89,8 @@ def _storage(spec: RayLaunch) -> Iterator[str]:
     if spec.storage_path is not None:
         yield spec.storage_path
         return
-    with tempfile.TemporaryDirectory(prefix="tokencredit-ray-train-", ignore_cleanup_errors=True) as folder:
-        yield folder
+    with temporary_folder() as folder:
+        yield str(folder)
 
 
 def _start_desk() -> Any:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.ray_nodes import processes_with
 from tests.conftest import COMMAND
 from tokencredit.trainers.callbacks import read_metrics
 
 SPREADS = {
     "one": [],
     "ddp": ["launch=ddp", "num_processes=2", "per_device_train_batch_size=4"],
+    "ray": ["launch=ddp", "num_processes=2", "per_device_train_batch_size=4", "launch.ray=local"],
 }
 
 
@@ -34,14 +36,15 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def endless(recipe_text: dict[str, Any], tmp_path: Path) -> Path:
-    keys = recipe_text | {"max_steps": 100_000, "resume_from_checkpoint": True}
+    keys = recipe_text | {"max_steps": 100_000, "resume_from_checkpoint": True, "env": {"RUN": str(tmp_path)}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(keys))
     return tmp_path
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("spread", "number"), [("one", signal.SIGTERM), ("one", signal.SIGINT), ("ddp", signal.SIGTERM)]
+    ("spread", "number"),
+    [("one", signal.SIGTERM), ("one", signal.SIGINT), ("ddp", signal.SIGTERM), ("ray", signal.SIGTERM)],
 )
 def test_signal_ends_the_run_in_one_line(spread: str, number: signal.Signals, endless: Path) -> None:
     process = start(endless, "recipe.yaml", *SPREADS[spread])
@@ -57,8 +60,7 @@ def test_signal_ends_the_run_in_one_line(spread: str, number: signal.Signals, en
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in stderr
-    listed = subprocess.run(["pgrep", "-f", str(endless / "run" / "recipe.yaml")], capture_output=True, text=True)
-    assert listed.stdout == ""
+    assert processes_with(str(endless)) == []
 
 
 @pytest.mark.distributed

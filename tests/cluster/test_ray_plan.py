@@ -147,7 +147,7 @@ def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_left_over_folders_of_killed_commands_are_removed(tmp_path: Path) -> None:
     ended, running = tmp_path / "tokencredit-ray-999999999-a", tmp_path / "tokencredit-ray-1-a"
-    other = tmp_path / "tokencredit-ray-train-x"
+    other = tmp_path / "tokencredit-ray-notes-x"
     for folder in (ended, running, other):
         folder.mkdir()
     ray_cluster._remove_left_over(tmp_path)
