@@ -85,6 +85,8 @@ def resolve_on_ray(recipe: Recipe, cluster: Cluster | None) -> tuple[Recipe, Pla
         )
     check_strategy(launch, on_cpu)
     recipe, notes = device_defaults(recipe, on_cpu)
+    if on_cpu:
+        recipe = recipe.with_training(use_cpu=True)  # whatever the recipe leaves to a machine that might have some
     plan = Plan(launch.strategy, _count(launch, spec, cluster, worker_resources(spec, on_cpu)))
     return complete(recipe, plan), plan, notes
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tokencredit.cluster.plan import Plan
+from tokencredit.cluster.plan import Plan, cpu_count
 from tokencredit.cluster.ray_cluster import cluster, temporary_folder
 from tokencredit.cluster.ray_plan import worker_resources
 from tokencredit.cluster.ray_worker import Desk, News, Order, work
@@ -65,15 +65,19 @@ def _trainer(recipe: Recipe, spec: RayLaunch, plan: Plan, storage: str, order: O
             name=f"{Path(recipe.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=spec.max_failures),
-            worker_runtime_env={"env_vars": _environment(recipe)},
+            worker_runtime_env={"env_vars": _environment(recipe, spec, plan)},
         ),
     )
 
 
-def _environment(recipe: Recipe) -> dict[str, str]:
+def _environment(recipe: Recipe, spec: RayLaunch, plan: Plan) -> dict[str, str]:
     """What workers have in their environment before they import anything."""
-    plain = {name: str(value) for name, value in recipe.own.env.items() if not is_secret(name)}
-    return {"TQDM_DISABLE": "1"} | plain  # nobody watches a bar there
+    variables = {"TQDM_DISABLE": "1"}  # nobody watches a bar there
+    if spec.address == "local":
+        # As without Ray. Elsewhere Ray allows a worker as many threads as it has CPUs.
+        threads = str(max(1, cpu_count() // plan.num_processes))
+        variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", threads)
+    return variables | {name: str(value) for name, value in recipe.own.env.items() if not is_secret(name)}
 
 
 def _secrets(recipe: Recipe) -> dict[str, str]:

@@ -33,6 +33,11 @@ def test_workers_on_cpus() -> None:
     assert notes == ["no accelerator here: training on CPU in float32"]
 
 
+def test_no_worker_waits_for_an_accelerator_that_is_not_there() -> None:
+    asked = recipe("ddp", 2).with_training(use_cpu=False)
+    assert resolve_on_ray(asked, CPUS)[0].training["use_cpu"] is True
+
+
 def test_a_worker_per_accelerator_of_the_cluster_wherever_the_command_runs() -> None:
     resolved, plan, notes = resolve_on_ray(recipe("zero3"), GPUS)
     assert plan == Plan("zero3", 8)
