@@ -163,8 +163,8 @@ def record_errors(
     Returns:
         How many are `right`, have a wrong `span`, have wrong `names`, or are `missing`; they add up to the reference's.
     """
-    rest = [fields.triple(record) for record in prediction or ()]
-    gold = [fields.triple(record) for record in reference]
+    rest: list[Name] = [fields.triple(record) for record in prediction or ()]
+    gold: list[Name] = [fields.triple(record) for record in reference]
     counts = {}
     parts = {"right": slice(None), "span": slice(2), "names": slice(2, None)}
     for kind, part in parts.items():
