@@ -1,15 +1,18 @@
 """Exact per-token numbers of token sequences under a causal language model."""
 
+import warnings
 from collections.abc import Iterator
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from tokencredit.errors import InputError
+from tokencredit.scoring.prefix_tree import IGNORED_LABEL, PrefixTree, grouped, prefix_tree
+from tokencredit.scoring.shared_forward import refusal, tree_inputs
 from tokencredit.scoring.trl_compat import OUTPUTS, fused_lm_head
 
-IGNORED_LABEL = -100
+_MAX_ROWS = 4096
 
 
 @overload
@@ -59,8 +62,10 @@ def sequence_logps(
     Args:
         model: A causal language model, plain or wrapped (PEFT, DDP, DeepSpeed engine).
         sequences: Token ids, at least one each, without padding.
-        share_prefixes: Allows common prefixes to be computed once. It changes cost, never numbers. At present both
-            values run the same padded batches.
+        share_prefixes: Compute common prefixes once, where that costs less (`tokencredit.scoring.prefix_tree.grouped`).
+            It changes cost, never numbers; dropout in training mode then is the same for all sequences on the part they
+            share. A model that cannot take it runs padded, and a warning says why
+            (`tokencredit.scoring.shared_forward.refusal`).
         temperature: Divides the logits.
         outputs: Which numbers to return: `log_probs` (nats), `entropy` (nats, differentiable too), and without gradient
             `log_sum_sq_probs` (log Σ_v p_v²), `mean_logits` and `is_top1` (whether the token is the most likely one).
@@ -88,11 +93,37 @@ def sequence_logps(
             for name in outputs
         )
         scores = [nothing] * len(sequences)
-        for rows in _batches([len(sequence) for sequence in sequences], batch_tokens):
+        shared = _shared(model, base, sequences, batch_tokens) if share_prefixes else []
+        trees = [prefix_tree([sequences[row] for row in rows]) for rows in shared]
+        for lines in _batches(list(map(len, trees)), batch_tokens):
+            values = _forward_trees(model, [trees[line] for line in lines], base, outputs)
+            for i, line in enumerate(lines):
+                for row, places in zip(shared[line], trees[line].places, strict=True):
+                    at = torch.from_numpy(places).to(base.device)
+                    scores[row] = tuple(value[i, at] for value in values)
+        alone = sorted(set(range(len(sequences))) - {row for rows in shared for row in rows})
+        # A sequence of one token has nothing to score.
+        alone = [row for row in alone if len(sequences[row]) > 1]
+        for batch in _batches([len(sequences[row]) for row in alone], batch_tokens):
+            rows = [alone[place] for place in batch]
             values = _forward(model, [sequences[row] for row in rows], base.device, outputs)
             for i, row in enumerate(rows):
                 scores[row] = tuple(value[i, : len(sequences[row]) - 1] for value in values)
     return [score[0] for score in scores] if len(outputs) == 1 else scores
+
+
+def _shared(model: nn.Module, base: Any, sequences: list[list[int]], batch_tokens: int) -> list[list[int]]:
+    """Groups of several sequences that are to be run as one tree."""
+    config = base.config.get_text_config()
+    longest = max(map(len, sequences), default=0)
+    # A line's mask has a byte for each pair of its rows.
+    max_rows = max(longest, min(batch_tokens, _MAX_ROWS))
+    groups = [rows for rows in grouped(sequences, hidden_size=config.hidden_size, max_rows=max_rows) if len(rows) > 1]
+    reason = refusal(model, config) if groups else None
+    if reason is not None:
+        warnings.warn(f"common prefixes are computed again for each sequence: {reason}", stacklevel=3)
+        return []
+    return groups
 
 
 def _check_ids(sequences: list[list[int]], vocab_size: int) -> None:
@@ -110,13 +141,20 @@ def _check_ids(sequences: list[list[int]], vocab_size: int) -> None:
 
 
 def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Rows of each batch, longest first; sequences of one token have nothing to score."""
-    order = sorted((row for row, length in enumerate(lengths) if length > 1), key=lambda row: -lengths[row])
+    """Places of each batch, longest first."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     start = 0
     while start < len(order):
         stop = start + max(1, batch_tokens // lengths[order[start]])
         yield order[start:stop]
         start = stop
+
+
+def _forward_trees(model: nn.Module, trees: list[PrefixTree], base: Any, outputs: tuple[str, ...]) -> list[Tensor]:
+    """One forward over trees: a tensor `[B, R]` per output."""
+    inputs = tree_inputs(trees, base.config.get_text_config(), base.dtype, base.device)
+    output = model(**inputs, fused_lm_head=True)
+    return [getattr(output, name) for name in outputs]
 
 
 def _forward(

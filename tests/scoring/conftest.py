@@ -10,16 +10,25 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCAB = 97
 
 # Soft-capping at 2 and a window of 4 tokens: small enough that leaving either out would show.
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 CONFIGS = {
     "llama": (LlamaConfig, {}),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen2_moe": (Qwen2MoeConfig, EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "qwen3": (Qwen3Config, {"head_dim": 8}),
+    "qwen3_moe": (Qwen3MoeConfig, EXPERTS | {"head_dim": 8}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "sliding_window": 4}),
     "mistral": (MistralConfig, {"sliding_window": 4}),
     "gemma2": (Gemma2Config, {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 2.0}),
     "gemma3": (Gemma3TextConfig, {"head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 2.0}),
