@@ -127,15 +127,19 @@ def _follow(fit: Callable[[], Any], desk: Any, workers: int) -> int:
     news = News()
     while thread.is_alive():
         thread.join(_POLL_S)
-        news = ray.get(desk.take.remote())
+        try:
+            news = ray.get(desk.take.remote())
+        except ray.exceptions.RayError as error:
+            print(f"error: the cluster is lost: {_first_sentence(error)}", file=sys.stderr)
+            return 1
         _say(news)
         if news.refusal is not None:
             raise news.refusal
         waiting.look(news)
     if not failure:
         return 0
-    if not news.failed:  # no worker could say why
-        print(_summary(failure[0]), file=sys.stderr)
+    for line in _reasons(failure[0], told=news.failed):
+        print(f"error: {line}", file=sys.stderr)
     return 1
 
 
@@ -144,14 +148,22 @@ def _say(news: News) -> None:
         print(text, end="", file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
 
 
-def _summary(error: BaseException) -> str:
-    """What ended a run without a traceback of its own: each lost worker in a line."""
+def _reasons(error: BaseException, *, told: bool) -> list[str]:
+    """What ended a run, a line for each worker that could not say it itself.
+
+    Args:
+        error: From `fit`.
+        told: Whether the traceback of a worker has been shown.
+    """
+    from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
 
     if not isinstance(error, WorkerGroupError):
-        return "".join(traceback.format_exception(error))
-    lost = sorted(error.worker_failures.items())
-    return "\n".join(f"error: worker {rank} was lost: {_first_sentence(reason)}" for rank, reason in lost)
+        return ["".join(traceback.format_exception(error))]
+    failures = sorted(error.worker_failures.items())
+    lost = [(rank, reason) for rank, reason in failures if isinstance(reason, RayActorError)]
+    shown = lost or ([] if told else failures)
+    return [f"worker {rank} was lost: {_first_sentence(reason)}" for rank, reason in shown]
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import socket
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -155,21 +156,22 @@ def _train(order: Order, rank: int) -> None:
 
     quieten()
     recipe = parse_recipe(order.recipe)
-    _check_shared(recipe.output_dir)
+    _check_shared(order.recipe)
     # Decided by one: another might see the folder of a later moment.
     begin = broadcast_from_rank_zero(_begin(order) if rank == 0 else None)
     if not begin["finished"]:
         run(recipe, load_data(recipe), begin["resume_from"])
 
 
-def _check_shared(output_dir: str) -> None:
-    from tokencredit.recipes.files import RECIPE_FILE
+def _check_shared(recipe: dict[str, Any]) -> None:
+    """Refuse a run folder that another node has under the same name."""
+    from tokencredit.recipes.files import RECIPE_FILE, load_yaml
 
-    if not (Path(output_dir) / RECIPE_FILE).is_file():
-        import socket
-
-        problem = f"{output_dir!r} is not the same folder on {socket.gethostname()} as for the command"
-        raise InputError("output_dir", problem, "name a folder on storage that all nodes share")
+    folder = recipe["output_dir"]
+    path = Path(folder) / RECIPE_FILE
+    if not path.is_file() or load_yaml(path).keys() != recipe.keys():
+        problem = f"{folder!r} on {socket.gethostname()} is not the folder that the command has written to"
+        raise InputError("output_dir", problem, "name one on storage that all nodes share")
 
 
 def _begin(order: Order) -> dict[str, Any]:

@@ -18,10 +18,11 @@ def describe(recipe: Recipe, plan: Plan, found: Preflight) -> str:
     model = recipe.model.get("model_name_or_path") or (
         f"{recipe.own.init.model_type} from scratch" if recipe.own.init else "none"
     )
+    ray = recipe.own.launch.ray
     uses = {
         "trainer": recipe.method.trainer.replace(":", "."),
         "model": model,
-        "processes": f"{plan.num_processes} ({plan.strategy})",
+        "processes": f"{plan.num_processes} ({plan.strategy}{f', Ray: {ray.address}' if ray else ''})",
         "output": recipe.output_dir,
     }
     if found.data is not None:
