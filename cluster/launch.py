@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,35 +29,86 @@ WORKER = "tokencredit.cluster.worker"
 
 
 def prepare(recipe: Recipe, *, dry_run: bool = False) -> tuple[Recipe, Plan, Preflight]:
-    """Resolve and check a recipe without writing anything.
+    """Resolve and check a recipe, here and on the nodes of its cluster, without writing anything that stays.
+
+    Args:
+        recipe: A checked recipe.
+        dry_run: Note what is not on this machine instead of refusing it, and ask no other one.
 
     Raises:
         InputError: When the recipe cannot run here.
     """
-    quieten()
-    import_from_working_directory()
-    recipe, plan, notes = _resolve(recipe, dry_run)
-    found = check(recipe, plan, dry_run=dry_run)
-    found.notes = notes + found.notes
+    found = Preflight(dry_run=dry_run)
+    recipe, plan = _resolve(recipe, found)
+    with _nodes_asked(recipe, plan, found):
+        check(recipe, plan, found)
+    for problem in found.problems():
+        raise problem
+    if _is_joined(recipe, found):
+        from tokencredit.cluster.ray_check import check_free
+
+        try:
+            check_free(recipe, plan)
+        except InputError as error:
+            found.notes.append(f"{error.problem}: they will wait")
     return recipe, plan, found
 
 
-def _resolve(recipe: Recipe, dry_run: bool) -> tuple[Recipe, Plan, list[str]]:
+def examine(recipe: Recipe) -> Preflight:
+    """Check everything about a recipe and the place where it would run, and whether there is room now."""
+    found, begun = Preflight(), time.monotonic()
+    try:
+        recipe, plan = _resolve(recipe, found)
+    except InputError as error:
+        found.add("launch", "", [error], begun)
+        return found
+    ray = recipe.own.launch.ray
+    where = f", Ray: {ray.address}" if ray else ""
+    found.add("launch", f"{plan.num_processes} ({plan.strategy}{where})", [], begun)
+    with _nodes_asked(recipe, plan, found):
+        check(recipe, plan, found, every=True)
+    if _is_joined(recipe, found):
+        from tokencredit.cluster.ray_check import check_free
+
+        found.take("free now", lambda: check_free(recipe, plan))
+    return found
+
+
+def _resolve(recipe: Recipe, found: Preflight) -> tuple[Recipe, Plan]:
+    quieten()
+    import_from_working_directory()
     if recipe.own.launch.ray is None:
-        return resolve(recipe, dry_run=dry_run)
+        recipe, plan, notes = resolve(recipe, dry_run=found.dry_run)
+        found.notes += notes
+        return recipe, plan
     from tokencredit.cluster.ray_cluster import check_address, find_cluster
     from tokencredit.cluster.ray_plan import resolve_on_ray
 
-    cluster, notes = None, []
+    cluster = None
     check_address(recipe.own.launch.ray.address)
     try:
         cluster = find_cluster(recipe.own.launch.ray.address)
     except InputError as error:
-        if not dry_run:
+        if not found.dry_run:
             raise
-        notes = [f"planned without its cluster: {error}"]
-    recipe, plan, more = resolve_on_ray(recipe, cluster)
-    return recipe, plan, notes + more
+        found.notes.append(f"planned without its cluster: {error}")
+    recipe, plan, notes = resolve_on_ray(recipe, cluster)
+    found.notes += notes
+    return recipe, plan
+
+
+def _is_joined(recipe: Recipe, found: Preflight) -> bool:
+    """Whether the run is to be on a cluster of several nodes."""
+    ray = recipe.own.launch.ray
+    return ray is not None and ray.address != "local" and not found.dry_run
+
+
+def _nodes_asked(recipe: Recipe, plan: Plan, found: Preflight) -> contextlib.AbstractContextManager[None]:
+    if not _is_joined(recipe, found):
+        return contextlib.nullcontext()
+    from tokencredit.cluster.ray_check import asking_nodes
+
+    return asking_nodes(recipe, plan, found)
 
 
 def launch(recipe: Recipe, plan: Plan, found: Preflight) -> int:

@@ -1,16 +1,21 @@
-"""Everything about a recipe that can be known before anything is written or any process starts."""
+"""Everything about a recipe that can be known on this machine before anything is written or any process starts."""
 
 import tempfile
-from dataclasses import MISSING, dataclass, field, fields
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tokencredit.cluster.devices import accelerator_bytes, memory_bytes
+from tokencredit.cluster.memory import Memory, check_fits, needed_memory
 from tokencredit.cluster.plan import Plan
 from tokencredit.cluster.resume import Start, find_start
 from tokencredit.errors import InputError
-from tokencredit.recipes.build import metric_function, peft_config
+from tokencredit.recipes.build import metric_function, peft_config, with_defaults
 from tokencredit.recipes.data import RecipeData, load_data
 from tokencredit.recipes.files import RECIPE_FILE
 from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
@@ -23,51 +28,146 @@ _PREPARATION = {RECIPE_FILE, INITIAL_MODEL, f"{INITIAL_MODEL}.tmp", LOCK}
 _LOSS_FIGURES = {"loss", "mean_token_accuracy", "entropy"}
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One check.
+
+    Args:
+        name: What was looked at.
+        seconds: How long it took.
+        detail: What is there.
+        problems: What is wrong with it, none when it is as it must be.
+    """
+
+    name: str
+    seconds: float
+    detail: str = ""
+    problems: tuple[InputError, ...] = ()
+
+
 @dataclass
 class Preflight:
     """What the checks found.
 
     Args:
-        data: The loaded data, or None when it is not on this machine (dry run only).
+        dry_run: Whether what is not on this machine is noted instead of refused.
+        data: The loaded data, or None when it is not on this machine (dry run only) or not as it must be.
         start: Where the run begins.
+        memory: What each process needs at least, or None where that cannot be known.
         notes: Lines for the user.
+        findings: The checks in their order.
     """
 
-    data: RecipeData | None
+    dry_run: bool = False
+    data: RecipeData | None = None
     start: Start = field(default_factory=Start)
+    memory: Memory | None = None
     notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    tokenizer: Any = None
+
+    def take(self, name: str, look: Callable[[], str]) -> None:
+        """Make a check: `look` says what is there, or raises `InputError`."""
+        begun = time.monotonic()
+        try:
+            self.add(name, look(), [], begun)
+        except InputError as error:
+            self.add(name, "", [error], begun)
+
+    def add(self, name: str, detail: str, problems: list[InputError], begun: float) -> None:
+        """Add a check that was made elsewhere, since a moment of `time.monotonic`."""
+        self.findings.append(Finding(name, time.monotonic() - begun, detail, tuple(problems)))
+
+    def problems(self) -> list[InputError]:
+        """Everything that is wrong, in the order of the checks."""
+        return [problem for finding in self.findings for problem in finding.problems]
 
 
-def check(recipe: Recipe, plan: Plan, *, dry_run: bool = False) -> Preflight:
+Step = Callable[[Recipe, Plan, Preflight], str]
+
+
+def check(recipe: Recipe, plan: Plan, found: Preflight, *, every: bool = False) -> None:
     """Check a resolved recipe.
 
     Args:
         recipe: From `tokencredit.cluster.plan.resolve`.
         plan: From the same.
-        dry_run: Note what is not on this machine instead of refusing it.
+        found: What the checks find is added here.
+        every: Go on after a check that fails, to find everything that is wrong.
 
     Raises:
-        InputError: Naming the first thing that cannot work.
+        InputError: Naming the first thing that cannot work, unless `every` is set.
     """
-    found = Preflight(data=None)
+    for name, step in _STEPS.items():
+        found.take(name, partial(step, recipe, plan, found))
+        if found.problems() and not every:
+            raise found.problems()[0]
+
+
+def _run_folder(recipe: Recipe, plan: Plan, found: Preflight) -> str:
     _check_output(recipe)
     found.start = find_start(recipe, plan.num_processes)
     found.notes += found.start.notes
+    return recipe.output_dir
+
+
+def _settings(recipe: Recipe, plan: Plan, found: Preflight) -> str:
     _check_reporting(recipe)
     peft_config(recipe)
-    _check_settings(recipe)
-    tokenizer = _check_model(recipe, found, dry_run)
+    config = recipe.method.config_class()
+    refuse = getattr(config, "refuse", None)
+    if refuse is not None:
+        refuse(with_defaults(config, recipe.training))
+    return f"{recipe.own.trainer}, {plan.strategy} on {plan.num_processes}"
+
+
+def _model(recipe: Recipe, plan: Plan, found: Preflight) -> str:
+    found.tokenizer = _check_model(recipe, found)
+    return str(recipe.model.get("model_name_or_path") or "made from scratch")
+
+
+def _memory(recipe: Recipe, plan: Plan, found: Preflight) -> str:
+    """On a Ray cluster it is compared with what the nodes have (`tokencredit.cluster.ray_check`)."""
+    if recipe.own.init is None and found.tokenizer is None:
+        return "unknown: the model is not here"
+    try:
+        found.memory = needed_memory(recipe, plan)
+    except InputError:
+        raise
+    except Exception as error:  # an architecture of the model's own may not let itself be made without weights
+        return f"not estimated ({' '.join(str(error).split())[:200]})"
+    if found.memory is None:
+        return "unknown before the run"
+    ray = recipe.own.launch.ray
+    if ray is None or ray.address == "local":
+        on_cpu = bool(recipe.training.get("use_cpu"))
+        devices = [memory_bytes()] if on_cpu else accelerator_bytes()
+        if devices and not found.dry_run:
+            return check_fits(found.memory, plan, devices, "machine" if on_cpu else "accelerator")
+    return str(found.memory)
+
+
+def _data(recipe: Recipe, plan: Plan, found: Preflight) -> str:
     try:
         found.data = load_data(recipe)
     except InputError as error:
-        if not (dry_run and _is_hub_name(recipe.data.get("dataset_name")) and error.where == "dataset_name"):
+        if not (found.dry_run and _is_hub_name(recipe.data.get("dataset_name")) and error.where == "dataset_name"):
             raise
         found.notes.append(f"not available locally: {error}")
-    if found.data is not None:
-        _check_length(recipe, found.data)
-        _check_task_metric(recipe, found.data)
-        _check_chat(tokenizer, found.data, recipe)
-    return found
+        return "not here"
+    _check_length(recipe, found.data)
+    _check_task_metric(recipe, found.data)
+    _check_chat(found.tokenizer, found.data, recipe)
+    return f"{len(found.data.train)} rows" if hasattr(found.data.train, "__len__") else "a stream"
+
+
+_STEPS: dict[str, Step] = {
+    "run folder": _run_folder,
+    "settings": _settings,
+    "model": _model,
+    "memory": _memory,
+    "data": _data,
+}
 
 
 def is_unused(run: Path) -> bool:
@@ -96,18 +196,6 @@ def _check_output(recipe: Recipe) -> None:
         )
 
 
-def _check_settings(recipe: Recipe) -> None:
-    """What the trainer's configuration refuses by itself, before anything is started."""
-    config = recipe.method.config_class()
-    refuse = getattr(config, "refuse", None)
-    if refuse is not None:
-        defaults = {
-            item.name: item.default if item.default_factory is MISSING else item.default_factory()
-            for item in fields(config)
-        }
-        refuse(defaults | recipe.training)
-
-
 def _check_reporting(recipe: Recipe) -> None:
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -134,7 +222,7 @@ class _NoTemplate:
 _NO_TEMPLATE = _NoTemplate()
 
 
-def _check_model(recipe: Recipe, found: Preflight, dry_run: bool) -> Any:
+def _check_model(recipe: Recipe, found: Preflight) -> Any:
     """The tokenizer, or None when it is yet to be built or fetched."""
     name = recipe.model.get("model_name_or_path")
     if recipe.own.init is not None:
@@ -149,7 +237,7 @@ def _check_model(recipe: Recipe, found: Preflight, dry_run: bool) -> Any:
     try:
         return _load_tokenizer(name, recipe)
     except InputError as error:
-        if not dry_run:
+        if not found.dry_run:
             raise
         found.notes.append(f"not available locally: {error}")
         return None

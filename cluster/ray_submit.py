@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ import yaml
 
 from tokencredit.cluster.ray_cluster import apply_settings, require_ray
 from tokencredit.errors import InputError
-from tokencredit.recipes.files import RECIPE_FILE, load_yaml
+from tokencredit.recipes.files import RECIPE_FILE, load_yaml, named_functions
 from tokencredit.recipes.schema import Recipe, is_secret
 
 ENTRYPOINT = f"python -m tokencredit train {RECIPE_FILE}"
 _LARGEST_BYTES = 20 * 2**20
-_FUNCTION = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
 _RECONNECT_S = 120.0
 """How long a job server may be out of reach while a job is followed."""
 
@@ -143,7 +141,7 @@ def _pack(recipe: Recipe, folder: Path) -> None:
     layer["launch"] = launch | {"ray": launch.get("ray", {}) | {"address": "auto"}}
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(layer, sort_keys=False, allow_unicode=True), encoding="utf-8")
     here = Path.cwd()
-    for path in _modules({match[1] for match in map(_FUNCTION.fullmatch, _texts(layer)) if match}, here):
+    for path in _modules({name.partition(":")[0] for _, name in named_functions(layer)}, here):
         _copy(path, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > _LARGEST_BYTES:
@@ -152,14 +150,6 @@ def _pack(recipe: Recipe, folder: Path) -> None:
             f"the modules that the recipe names, with what they import from {str(here)!r}, have {size / 2**20:.0f} MiB",
             "keep them apart from data",
         )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
 
 
 def _modules(names: set[str], here: Path) -> list[Path]:

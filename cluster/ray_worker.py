@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokencredit.cluster.node_probe import enter
 from tokencredit.errors import InputError
 
 
@@ -86,7 +87,7 @@ def work(order: Order) -> None:
     from ray.train import get_context
 
     os.environ.update(order.secrets)
-    _enter(order.folder)
+    enter(order.folder, shipped=bool(ray.get_runtime_context().runtime_env.get("working_dir")))
     rank = get_context().get_world_rank()
     if rank == 0:
         sys.stdout, sys.stderr = Relay("stdout", order.desk), Relay("stderr", order.desk)
@@ -132,18 +133,6 @@ class Relay(io.TextIOBase):
         import ray
 
         ray.get(self.desk.say.remote(self.name, text))
-
-
-def _enter(folder: str) -> None:
-    """Be where the command is: in its folder, with its functions importable after everything that is installed."""
-    import ray
-
-    shipped = ray.get_runtime_context().runtime_env.get("working_dir")
-    if not shipped and Path(folder).is_dir():
-        os.chdir(folder)
-    # Ray puts the command's folder first, where a file of the user's named like a library would replace it.
-    here = {folder, os.getcwd()}
-    sys.path[:] = [path for path in sys.path if path not in here] + sorted(here)
 
 
 def _train(order: Order, rank: int) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from tokencredit.cluster.plan import Plan
@@ -25,6 +26,8 @@ def describe(recipe: Recipe, plan: Plan, found: Preflight) -> str:
         "processes": f"{plan.num_processes} ({plan.strategy}{f', Ray: {ray.address}' if ray else ''})",
         "output": recipe.output_dir,
     }
+    if found.memory is not None:
+        uses["memory"] = str(found.memory)
     if found.data is not None:
         uses["training rows"] = _rows(found.data.train)
         if found.data.evaluation is not None:
@@ -34,6 +37,15 @@ def describe(recipe: Recipe, plan: Plan, found: Preflight) -> str:
             if name in first:
                 uses[f"first {name}"] = repr(first[name])
     return "\n".join(lines + [f"# {name:16} {value}" for name, value in uses.items()])
+
+
+def findings(found: Preflight) -> Table:
+    """The checks of `tokencredit check`, a row each."""
+    table = Table("check", "result", "seconds", "", box=None)
+    for finding in found.findings:
+        result = "[bold red]wrong[/]" if finding.problems else "ok"
+        table.add_row(finding.name, result, f"{finding.seconds:.1f}", escape(finding.detail))
+    return table
 
 
 def _rows(dataset: object) -> str:

@@ -3,8 +3,8 @@
 import os
 import sys
 import traceback
-from dataclasses import fields
-from importlib import metadata
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from itertools import islice
 from typing import Any
 
@@ -13,24 +13,12 @@ from tokencredit.data.metrics import json_records
 from tokencredit.errors import InputError
 from tokencredit.recipes.data import RecipeData
 from tokencredit.recipes.schema import Recipe, as_list
+from tokencredit.recipes.versions import versions
 from tokencredit.trainers.callbacks import JsonlMetrics, ProgressLines, RunEnvironment
 from tokencredit.trainers.checkpoints import CheckpointManifest
 from tokencredit.trainers.task_metric import Metric, TaskMetricCallback, question
 
 TASK_METRICS: dict[str, Metric] = {"json_records": json_records}
-
-_VERSIONS = ("tokencredit", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "ray")
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what a run depends on."""
-    found = {}
-    for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def build_trainer(recipe: Recipe, data: RecipeData) -> Any:
@@ -111,6 +99,15 @@ def _settings_error(recipe: Recipe, config: Any, error: Exception) -> InputError
     quoted = [name for name, value in given.items() if any(f"'{item}'" in message for item in as_list(value))]
     where = max(named or quoted, key=len, default="trainer")
     return InputError(where, f"{recipe.training.get(where, recipe.own.trainer)!r} cannot be used", message)
+
+
+def with_defaults(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of a configuration class: those given, and the defaults of the others."""
+    defaults = {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory()
+        for item in fields(config)
+    }
+    return defaults | dict(values)
 
 
 def peft_config(recipe: Recipe) -> Any:

@@ -11,10 +11,10 @@ from tokencredit.analysis.models import load_tokenizer
 from tokencredit.analysis.scores import Evaluation, Settings
 from tokencredit.data.loading import load_split
 from tokencredit.errors import InputError
-from tokencredit.recipes.build import versions
 from tokencredit.recipes.data import check_types, with_own_columns
 from tokencredit.recipes.files import RECIPE_FILE, absolute_paths, read_recipe
 from tokencredit.recipes.schema import Recipe, parse_recipe
+from tokencredit.recipes.versions import versions
 from tokencredit.trainers.task_metric import answer_text
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ A path written in a recipe file is relative to that file. In a recipe that ships
 the command line, it is relative to the working directory.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,10 @@ RECIPE_FILE = "recipe.yaml"
 """Where a run folder keeps the recipe that made it."""
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+FUNCTION_KEYS = ("loss", "task_metric", "token_weights")
+"""Keys under which a recipe names functions."""
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _FILE_BUILDERS = {"json", "csv", "parquet", "text", "arrow"}
 
 
@@ -171,6 +176,30 @@ def absolute_paths(layer: Layer, base: Path) -> Layer:
     if isinstance(layer.get("datasets"), list):
         layer["datasets"] = [_mixture_part(part, base) for part in layer["datasets"]]
     return layer
+
+
+def local_paths(layer: Layer) -> list[tuple[str, Path]]:
+    """What a resolved recipe reads from disk, each with the key that names it."""
+    given = {key: layer[key] for key in _PATH_KEYS if key != "output_dir" and key in layer}
+    for place, part in enumerate(layer.get("datasets") or []):
+        given |= {f"datasets.{place}.{key}": part[key] for key in ("path", "data_files", "data_dir") if key in part}
+    texts = [(key, text) for key, value in given.items() for text in _strings(value)]
+    return [(key, Path(text)) for key, text in texts if Path(text).is_absolute()]
+
+
+def named_functions(layer: Layer) -> list[tuple[str, str]]:
+    """The functions that a recipe names as `module:function`, each with its key."""
+    texts = [(key, text) for key in FUNCTION_KEYS for text in _strings(layer.get(key))]
+    return [(key, text) for key, text in texts if _FUNCTION.fullmatch(text)]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def _launch_paths(launch: Layer, base: Path) -> Layer:

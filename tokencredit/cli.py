@@ -79,6 +79,33 @@ def train(
 
 
 @app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys.")] = None,
+) -> None:
+    """Check all that a run needs, here and on the nodes of its cluster; exit code 2 if anything is wrong."""
+    with _input_errors():
+        from tokencredit.recipes.files import read_recipe
+
+        layer = read_recipe(recipe, overrides or [])
+        _set_environment(layer.get("env"))
+        with err.status("checking the recipe"):
+            from tokencredit.cluster.launch import examine
+            from tokencredit.cluster.report import findings
+            from tokencredit.recipes.schema import parse_recipe
+
+            raise_on_sigterm()
+            found = examine(parse_recipe(layer))
+        for note in found.notes:
+            err.print(f"note: {note}", markup=False)
+        out.print(findings(found))
+        for problem in found.problems():
+            err.print(f"error: {problem}", style="bold red", markup=False)
+        if found.problems():
+            raise typer.Exit(2)
+
+
+@app.command()
 def submit(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in recipe.")],
     address: Annotated[str, typer.Option(help="The cluster's job server, e.g. http://head:8265.")],
@@ -152,7 +179,7 @@ def env() -> None:
     import platform
 
     from tokencredit.cluster.plan import accelerator_count, cpu_count
-    from tokencredit.recipes.build import versions
+    from tokencredit.recipes.versions import versions
 
     rows = {"python": platform.python_version(), "platform": platform.platform()} | versions()
     for name, value in rows.items():

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine, each at an address of its own, and nothing left of it."""
 
+import json
 import os
 import secrets
 import shutil
@@ -44,21 +45,41 @@ class Nodes:
         self.address = f"127.0.0.2:{free_port()}"
         self.job_server = f"http://127.0.0.1:{free_port()}"
 
-    def add(self, **resources: float) -> subprocess.Popen[bytes]:
-        """Start a node with one CPU, and wait until it is there."""
+    def add(
+        self,
+        resources: dict[str, float] | None = None,
+        environment: dict[str, str] | None = None,
+        hides: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a node, and wait until it is there.
+
+        Args:
+            resources: What it has; one CPU by default.
+            environment: Of its processes.
+            hides: A folder of which the node sees one of its own, as when storage is not shared.
+        """
+        resources = dict(resources or {"CPU": 1})
         number = len(self.nodes) + 2
         head = ["--head", f"--port={self.address.rpartition(':')[2]}"]
         head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.job_server.rpartition(':')[2]}"]
         head += [f"--ray-client-server-port={free_port()}"]
         options = [f"--address={self.address}"] if self.nodes else head
-        options += [f"--node-ip-address=127.0.0.{number}", "--num-cpus=1", "--object-store-memory=100000000"]
+        options += [
+            f"--node-ip-address=127.0.0.{number}",
+            f"--num-cpus={resources.pop('CPU', 0):g}",
+            "--object-store-memory=100000000",
+        ]
         # A folder of its own, as on a machine of its own: Ray unpacks the working directory of a job there.
         options += [f"--temp-dir={self.folder / str(number)}"]
         options += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", "--block"]
+        options += [f"--resources={json.dumps(resources)}"] if resources else []
         log = (self.folder / f"node-{number}.log").open("wb")
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
-        environment = os.environ | self.environment
-        node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        if hides is not None:
+            script = f'mount -t tmpfs none "{hides}" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+        variables = os.environ | self.environment | (environment or {})
+        node = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
         self._wait_for(number, node)
         return node

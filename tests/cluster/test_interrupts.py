@@ -31,7 +31,13 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) ->
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen([*COMMAND, "train", *arguments], cwd=folder, stdout=pipe, stderr=pipe, text=True)
+    command = [*COMMAND, "train", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True, preexec_fn=_hear_interrupts)
+
+
+def _hear_interrupts() -> None:
+    """A shell that runs the tests in the background has them ignore interrupts, and their children too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
