@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.curves import Line, curve
+from tests.cluster.curves import Line, curve, train
 from tests.cluster.ray_nodes import SETTINGS, Nodes, processes_with, wait_until
-from tests.conftest import SHORT_RUN, Cli, preferences, write_jsonl
+from tests.conftest import SHORT_RUN, preferences, write_jsonl
 
 os.environ.update(SETTINGS)
 
@@ -33,15 +33,13 @@ def short_recipes(
 
 
 @pytest.fixture(scope="session")
-def curves(
-    short_recipes: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, run_cli: Cli
-) -> dict[str, list[Line]]:
+def curves(short_recipes: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Line]]:
     """The reference curves: one process, whole batches."""
     found = {}
     for name, recipe in short_recipes.items():
         folder = tmp_path_factory.mktemp(f"reference_{name}")
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": "run"}))
-        run_cli(folder, "train", "recipe.yaml")
+        assert train(folder / "recipe.yaml") == 0
         found[name] = curve(folder / "run")
         assert len(found[name]) == 4
         first, last = (found[name][step]["loss"] for step in (0, 3))

@@ -1,7 +1,12 @@
-"""What runs of one recipe are compared by."""
+"""Runs of one recipe, and what they are compared by."""
 
+import os
+import signal
 from pathlib import Path
 
+from tokencredit.cluster.launch import launch, prepare
+from tokencredit.recipes.files import read_recipe
+from tokencredit.recipes.schema import parse_recipe
 from tokencredit.trainers.callbacks import read_metrics
 
 TOLERANCE = 1e-6
@@ -9,6 +14,7 @@ SHARD_EVERYTHING = "deepspeed.zero_optimization.stage3_param_persistence_thresho
 
 Line = dict[str, float]
 
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _CLOCK = ("runtime", "_per_second", "total_flos")
 
 
@@ -21,3 +27,16 @@ def curve(run: Path) -> list[Line]:
 def losses(run: Path) -> list[float]:
     """The loss of every step."""
     return [line["loss"] for line in curve(run)]
+
+
+def train(path: Path, *words: str) -> int:
+    """What the command does, in this process, which has the libraries loaded; returns the exit code."""
+    environment, handlers = dict(os.environ), {number: signal.getsignal(number) for number in _HANDLED}
+    try:
+        return launch(*prepare(parse_recipe(read_recipe(str(path), list(words)))))
+    finally:
+        # A command ends with its process; PyTorch's launcher leaves its handlers behind.
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.curves import SHARD_EVERYTHING, TOLERANCE, Line, curve
+from tests.cluster.curves import SHARD_EVERYTHING, TOLERANCE, Line, curve, train
 from tokencredit.trainers.callbacks import ENVIRONMENT
 
 SPREADS = {
@@ -34,10 +34,9 @@ def test_same_curve(
     short_recipes: dict[str, dict[str, Any]],
     curves: dict[str, list[Line]],
     tmp_path: Path,
-    run_cli: Any,
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(short_recipes[method] | {"output_dir": "run"}))
-    run_cli(tmp_path, "train", "recipe.yaml", *SPREADS[spread])
+    assert train(tmp_path / "recipe.yaml", *SPREADS[spread]) == 0
     found = curve(tmp_path / "run")
     expected = [line["loss"] for line in curves[method]]
     assert [line["loss"] for line in found] == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)

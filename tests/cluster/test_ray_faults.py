@@ -10,13 +10,10 @@ import psutil
 import pytest
 import yaml
 
-from tests.cluster.curves import TOLERANCE, losses
+from tests.cluster.curves import TOLERANCE, losses, train
 from tests.cluster.ray_nodes import Nodes, wait_until
-from tests.conftest import COMMAND, Cli
-from tokencredit.cluster.launch import launch, prepare
+from tests.conftest import COMMAND
 from tokencredit.errors import InputError
-from tokencredit.recipes.files import read_recipe
-from tokencredit.recipes.schema import parse_recipe
 from tokencredit.trainers.checkpoints import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +36,10 @@ def recipe(short_recipes: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, run_cli: Cli) -> list[float]:
+def undisturbed(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": "run"}))
-    run_cli(ROOT, "train", str(folder / "recipe.yaml"))
+    assert train(folder / "recipe.yaml") == 0
     return losses(folder / "run")
 
 
@@ -55,11 +52,6 @@ def written(recipe: dict[str, Any], nodes: Nodes, tmp_path: Path) -> Iterator[Pa
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
     yield tmp_path / "recipe.yaml"
     assert worker_ids(tmp_path) != [], "the fault took place"
-
-
-def train(path: Path, *words: str) -> int:
-    """As the command does, in this process."""
-    return launch(*prepare(parse_recipe(read_recipe(str(path), list(words)))))
 
 
 def worker_ids(folder: Path) -> list[int]:

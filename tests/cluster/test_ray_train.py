@@ -12,12 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.curves import SHARD_EVERYTHING, TOLERANCE, Line, curve
+from tests.cluster.curves import SHARD_EVERYTHING, TOLERANCE, Line, curve, train
 from tests.cluster.ray_nodes import SETTINGS, Nodes, processes_with
 from tests.conftest import Cli
-from tokencredit.cluster.launch import launch, prepare
-from tokencredit.recipes.files import read_recipe
-from tokencredit.recipes.schema import parse_recipe
 from tokencredit.trainers.callbacks import ENVIRONMENT
 
 TWO = ["per_device_train_batch_size=4", "launch.num_processes=2"]
@@ -41,9 +38,7 @@ def test_same_curve(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write(tmp_path, short_recipes[method])
-    # As the command does, in this process, which has the libraries loaded.
-    words = [*TWO, *SPREADS[spread], f"launch.ray={nodes.address}"]
-    assert launch(*prepare(parse_recipe(read_recipe(str(tmp_path / "recipe.yaml"), words)))) == 0
+    assert train(tmp_path / "recipe.yaml", *TWO, *SPREADS[spread], f"launch.ray={nodes.address}") == 0
     found = curve(tmp_path / "run")
     expected = [line["loss"] for line in curves[method]]
     assert [line["loss"] for line in found] == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
