@@ -73,12 +73,14 @@ class Memory:
     def __str__(self) -> str:
         parts = {"weights": self.weights, "gradients": self.gradients, "optimiser": self.optimizer}
         parts |= {"reference": self.reference} if self.reference else {}
-        shown = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items())
-        return f"{_gib(self.total)} GiB a process ({shown}; activations come on top)"
+        shown = ", ".join(f"{name} {_size(value)}" for name, value in parts.items())
+        return f"{_size(self.total)} a process ({shown}; activations come on top)"
 
 
-def _gib(value: float) -> str:
-    return f"{value / GIB:.2f}" if value < 10 * GIB else f"{value / GIB:.0f}"
+def _size(value: float) -> str:
+    if value < 0.1 * GIB:
+        return f"{value / 2**20:.1f} MiB"
+    return f"{value / GIB:.1f} GiB" if value < 10 * GIB else f"{value / GIB:.0f} GiB"
 
 
 def needed_memory(recipe: Recipe, plan: Plan) -> Memory | None:
@@ -130,7 +132,7 @@ def check_fits(memory: Memory, plan: Plan, places: list[float], what: str) -> st
         InputError: The same, where it is too little.
     """
     room = sum(size >= memory.total if what == "accelerator" else int(size // memory.total) for size in places)
-    there = f"{memory}; the largest {what} has {_gib(max(places))} GiB"
+    there = f"{memory}; the largest {what} has {_size(max(places))}"
     if room < plan.num_processes:
         problem = f"{plan.num_processes} under {plan.strategy} need {there}: room for {room}"
         raise InputError("launch", problem, "launch=zero3 on more processes, use_peft=true, or dtype=bfloat16")

@@ -120,11 +120,12 @@ def test_what_cannot_be_known(base: dict[str, Any]) -> None:
 
 def test_places() -> None:
     memory = Memory(2 * GIB, 2 * GIB, 4 * GIB)
-    assert "8.00 GiB a process (weights 2.00, gradients 2.00, optimiser 4.00;" in str(memory)
-    assert check_fits(memory, Plan("ddp", 2), [8 * GIB, 8 * GIB], "accelerator").endswith("accelerator has 8.00 GiB")
+    assert "8.0 GiB a process (weights 2.0 GiB, gradients 2.0 GiB, optimiser 4.0 GiB;" in str(memory)
+    assert str(Memory(2**20, 0, 0)).startswith("1.0 MiB a process")
+    assert check_fits(memory, Plan("ddp", 2), [8 * GIB, 8 * GIB], "accelerator").endswith("accelerator has 8.0 GiB")
     check_fits(memory, Plan("ddp", 2), [16 * GIB], "machine")
     for places, what, room in (([80 * GIB], "accelerator", 1), ([15 * GIB], "machine", 1), ([7 * GIB], "machine", 0)):
-        with pytest.raises(InputError, match=f"^launch: 2 under ddp need 8.00 GiB a process .* room for {room}; "):
+        with pytest.raises(InputError, match=f"^launch: 2 under ddp need 8.0 GiB a process .* room for {room}; "):
             check_fits(memory, Plan("ddp", 2), places, what)
 
 
