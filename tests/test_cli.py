@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy() -> None:
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "typer" in loaded
     assert not loaded & set(HEAVY)
-    for command in ("train", "pairs", "recipes", "env", "merge", "import-gguf", "eval", "report"):
+    for command in ("train", "check", "submit", "pairs", "recipes", "env", "merge", "import-gguf", "eval", "report"):
         assert command in done.stdout
 
 
@@ -115,6 +115,24 @@ def test_dry_run_says_what_is_not_on_this_machine(tmp_path: Path, monkeypatch: p
     assert "'org/data'" in notes[1]
     wrong = CliRunner().invoke(app, ["train", "recipe.yaml", "--dry-run", "launch=zero9"])
     assert wrong.exit_code == 2, "the rest is checked all the same"
+
+
+def test_check(recipe_text: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe_text))
+    result = CliRunner().invoke(app, ["check", "recipe.yaml"])
+    assert result.exit_code == 0, result.stderr
+    rows = {line.split("  ")[0].strip(): line for line in result.stdout.splitlines()[1:]}
+    assert {"launch", "run folder", "settings", "model", "memory", "data"} <= set(rows)
+    assert "64 rows" in rows["data"]
+    wrong = ["report_to=nowhere", "model_name_or_path=./none", "dataset_name=./none.jsonl"]
+    result = CliRunner().invoke(app, ["check", "recipe.yaml", *wrong])
+    assert result.exit_code == 2
+    errors = [line.split(":")[1].strip() for line in result.stderr.splitlines() if line.startswith("error")]
+    assert errors == ["report_to", "model_name_or_path", "dataset_name"], "all that is wrong, not the first"
+    result = CliRunner().invoke(app, ["check", "recipe.yaml", "launch=ddp", "num_processes=1000"])
+    assert (result.exit_code, "launch.num_processes: 1000 is more" in result.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 @pytest.mark.slow
