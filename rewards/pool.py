@@ -1,0 +1,391 @@
+"""Reward functions in processes of their own, under deadlines."""
+
+import logging
+import os
+import pickle
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any, Self
+
+from pebble import ProcessExpired, ProcessPool
+
+from tokencredit.errors import InputError
+from tokencredit.rewards import worker
+from tokencredit.rewards.batch import Failure, RewardBatch, assemble
+from tokencredit.rewards.call import Outcome, call, failed
+from tokencredit.rewards.contract import Completion
+from tokencredit.rewards.functions import Function, RewardFunction, load, named
+from tokencredit.rewards.processes import LEFT, Context, ContextWithMain, kill_group
+
+_log = logging.getLogger("tokencredit")
+
+START_SECONDS = 120.0
+"""How long the first worker may take to import everything; it does not count towards a deadline."""
+
+
+class RewardPool:
+    """Scores completions with functions that may be slow, get stuck or crash.
+
+    Every function is called for each completion on its own, in a worker process. A call that is not back by its
+    deadline is killed with its process, and so is everything unfinished when the batch's deadline passes; dead workers
+    are replaced. Such a sample has no signal for that function: it is counted as `timeout` or `error`, never as 0.
+    `batched` functions are called once, under the deadline of the batch; `trusted` ones in this process, without any.
+
+    Workers are started anew rather than forked, know nothing of ranks and accelerators, do not run the main script
+    again (unless a function belongs to it), and end with this process. The pool works from any thread, one batch at a
+    time.
+
+    Args:
+        functions: Built-in names, `module:function`, functions, or `RewardFunction`s that say more.
+        timeout: Seconds for one sample.
+        workers: Processes; by default the cores, at most 8, divided by the ranks on this machine.
+        batch_timeout: Seconds for one batch, however many of its samples are stuck; by default 10 × `timeout`.
+        memory_gb: Address space of a worker in GiB.
+        alarm_share: Warn when more than this share of the samples of a function fails.
+        stop_after: Stop after so many batches in a row of which a function failed on every sample.
+
+    Raises:
+        InputError: A function cannot be found, refuses its arguments, or a setting is impossible.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[str | Function | RewardFunction],
+        *,
+        timeout: float = 10.0,
+        workers: int | None = None,
+        batch_timeout: float | None = None,
+        memory_gb: float = 8.0,
+        alarm_share: float = 0.1,
+        stop_after: int = 3,
+    ) -> None:
+        _check_settings(timeout, workers, batch_timeout, memory_gb, stop_after)
+        self.callees = [load(spec) for spec in named(functions)]
+        self.names = [callee.spec.name for callee in self.callees]
+        self.timeout = timeout
+        self.batch_timeout = 10 * timeout if batch_timeout is None else batch_timeout
+        self.workers = _default_workers() if workers is None else workers
+        self.memory_gb, self.alarm_share, self.stop_after = memory_gb, alarm_share, stop_after
+        self._specs = _pickled([callee.spec for callee in self.callees])
+        self._with_main = any(_of_main(callee.spec) for callee in self.callees)
+        self._one_at_a_time = threading.Lock()
+        self._tasks = 0
+        self._whole_failures: Counter[str] = Counter()
+        self._alarmed: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
+        self._processes: _Processes | None = None
+        self._start()
+
+    def score(
+        self,
+        completions: Sequence[Completion],
+        *,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> RewardBatch:
+        """Score a batch.
+
+        Args:
+            completions: Texts or chat messages `[B]`.
+            log_extra: Gets what functions logged as columns, `[B]` values each, None for samples without one.
+            log_metric: Gets the scalars that functions logged.
+            **columns: `prompts`, `completion_ids` and the data's columns, lists `[B]`. Anything else, such as TRL's
+                `trainer_state`, goes to functions that name it.
+
+        Returns:
+            Values, statuses and seconds.
+
+        Raises:
+            InputError: A function needs a column that is not there, a column has another length, or a function failed
+                on every sample of `stop_after` batches in a row.
+        """
+        given = _checked_columns({**columns, "completions": completions})
+        for callee in self.callees:
+            callee.check_columns(set(given))
+        with self._one_at_a_time:
+            outcomes = self._outcomes(given, len(completions)) if completions else [[] for _ in self.callees]
+        batch = assemble(self.names, outcomes, len(completions))
+        for calls in outcomes:
+            _replay(calls, len(completions), log_extra, log_metric)
+        self._tell(batch)
+        if completions:
+            self._watch(batch)
+        return batch
+
+    def close(self) -> None:
+        """Kill the workers; the pool cannot be used after that."""
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        if any(not callee.spec.in_process for callee in self.callees):
+            self._processes = _Processes(self._specs, self.workers, self.memory_gb, self._with_main)
+
+    def _outcomes(self, columns: dict[str, Any], rows: int) -> list[list[Outcome]]:
+        """Per function its calls, in the order of the rows."""
+        if self._processes is not None:
+            self._processes.wait_until_ready()
+        end = time.monotonic() + self.batch_timeout
+        pending = {
+            place: self._submit(place, columns, rows)
+            for place, callee in enumerate(self.callees)
+            if not callee.spec.in_process
+        }
+        here = {
+            place: [call(callee, part) for part in _parts(columns, rows, callee.spec.batched)]
+            for place, callee in enumerate(self.callees)
+            if callee.spec.in_process
+        }
+        futures = [job.future for jobs in pending.values() for job in jobs]
+        late = wait(futures, timeout=max(0.0, end - time.monotonic())).not_done
+        there = {place: [self._result(job, job.future in late) for job in jobs] for place, jobs in pending.items()}
+        if late or any(job.broken for jobs in pending.values() for job in jobs):
+            # Nothing of this batch may still run, or wait to run, when the next one comes.
+            assert self._processes is not None
+            self._processes.close()
+            self._start()
+        return [(here | there)[place] for place in range(len(self.callees))]
+
+    def _submit(self, place: int, columns: dict[str, Any], rows: int) -> "list[_Job]":
+        assert self._processes is not None
+        callee = self.callees[place]
+        timeout = self.batch_timeout if callee.spec.batched else self.timeout
+        jobs = []
+        for part in _parts(callee.relevant(columns), rows, callee.spec.batched):
+            self._tasks += 1
+            jobs.append(self._processes.submit(self._tasks, place, part, timeout))
+        return jobs
+
+    def _result(self, job: "_Job", late: bool) -> Outcome:
+        assert self._processes is not None
+        if late:
+            kind = "batch deadline" if job.future.running() else "batch deadline, not begun"
+            return failed(job.rows, "timeout", kind, self._processes.trace(job), 0.0)
+        return self._processes.outcome(job)
+
+    def _tell(self, batch: RewardBatch) -> None:
+        """Log the first failure of each kind, with its traceback."""
+        for failure in batch.first_failures():
+            if (failure.function, failure.kind) not in self._told:
+                self._told.add((failure.function, failure.kind))
+                _log.warning("%s", describe(failure))
+
+    def _watch(self, batch: RewardBatch) -> None:
+        for name in self.names:
+            share = batch.failed_share(name)
+            if share > self.alarm_share and name not in self._alarmed:
+                slow = ", ".join(f"{who}[{row}] {seconds:.1f} s" for who, row, seconds in batch.slowest())
+                _log.warning("reward %s failed on %.0f %% of a batch; slowest: %s", name, 100 * share, slow)
+            (self._alarmed.add if share > self.alarm_share else self._alarmed.discard)(name)
+            self._whole_failures[name] = self._whole_failures[name] + 1 if share == 1 else 0
+            if self._whole_failures[name] >= self.stop_after:
+                first = next(failure for failure in batch.failures if failure.function == name)
+                last_line = first.detail.splitlines()[-1] if first.detail else first.kind
+                problem = f"it failed on every sample of {self.stop_after} batches in a row ({first.kind}: {last_line})"
+                remedy = "test it with `tokencredit reward check`, or raise the deadline"
+                raise InputError(f"reward {name}", problem, remedy)
+
+
+def describe(failure: Failure) -> str:
+    """A failure as text: which function, which sample, what, and where."""
+    head = f"reward {failure.function}, sample {failure.row}: {failure.status} ({failure.kind})"
+    return f"{head}\n{failure.detail}" if failure.detail else head
+
+
+class _Job:
+    """A call on its way."""
+
+    def __init__(self, task: int, rows: int, future: "Future[bytes]", timeout: float) -> None:
+        self.task, self.rows, self.future, self.timeout = task, rows, future, timeout
+        self.broken = False
+
+
+class _Processes:
+    """The worker processes, from their start to their end."""
+
+    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, with_main: bool) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tokencredit-rewards-"))
+        self._pool = ProcessPool(
+            max_workers=workers,
+            initializer=worker.start,
+            initargs=(os.getpid(), specs, str(self.folder), _import_path(), memory_gb),
+            context=ContextWithMain() if with_main else Context(),
+        )
+        self._ready: Future[None] = Future()
+        self._over = threading.Event()
+        self._finalizer = weakref.finalize(self, _close, self._pool, self.folder, self._over)
+        # Workers end with the thread that started them: it has to last as long as the pool, which that of a caller
+        # may not.
+        threading.Thread(target=_keep, args=(self._pool, self._ready, self._over), daemon=True).start()
+
+    def wait_until_ready(self) -> None:
+        try:
+            self._ready.result(timeout=START_SECONDS)
+        except TimeoutError:
+            problem = f"no worker was ready after {START_SECONDS:.0f} s"
+            raise InputError("rewards", problem, "make the modules of the functions import faster") from None
+
+    def submit(self, task: int, place: int, columns: Mapping[str, Any], timeout: float) -> _Job:
+        rows = len(columns["completions"])
+        try:
+            pickled = pickle.dumps(columns)
+        except Exception as error:
+            future: Future[bytes] = Future()
+            problem = f"a column cannot be sent to another process ({type(error).__name__}: {error})"
+            future.set_result(pickle.dumps(failed(rows, "error", type(error).__name__, problem)))
+            return _Job(task, rows, future, timeout)
+        future = self._pool.schedule(worker.run, args=(task, place, pickled, timeout), timeout=timeout)
+        return _Job(task, rows, future, timeout)
+
+    def outcome(self, job: _Job) -> Outcome:
+        """What became of a job that is over."""
+        error = job.future.exception()
+        if error is None:
+            try:
+                return pickle.loads(job.future.result())  # type: ignore[no-any-return]
+            except Exception as problem:  # an object of the user's that cannot be made here
+                return failed(job.rows, "error", type(problem).__name__, f"what it logged: {problem}")
+        if isinstance(error, TimeoutError):
+            return failed(job.rows, "timeout", "deadline", self.trace(job), job.timeout)
+        if isinstance(error, ProcessExpired):
+            kill_group(error.pid)  # its children
+            return failed(job.rows, "error", _end(error.exitcode), self.trace(job))
+        job.broken = True
+        return failed(job.rows, "error", type(error).__name__, f"the pool broke: {error}")
+
+    def trace(self, job: _Job) -> str:
+        """Where the function stood before it was stopped."""
+        return worker.read_trace(self.folder, job.task)
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def _keep(pool: ProcessPool, ready: "Future[None]", over: threading.Event) -> None:
+    try:
+        pool.schedule(worker.ready).add_done_callback(lambda done: _pass_on(done, ready))
+    except Exception as error:
+        ready.set_exception(error)
+    over.wait()
+
+
+def _pass_on(done: "Future[None]", to: "Future[None]") -> None:
+    error = done.exception() if not done.cancelled() else RuntimeError("the pool was closed")
+    if error is not None:
+        to.set_exception(error)
+    else:
+        to.set_result(None)
+
+
+def _close(pool: ProcessPool, folder: Path, over: threading.Event) -> None:
+    pool.stop()
+    pool.join()
+    over.set()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parts(columns: Mapping[str, Any], rows: int, whole: bool) -> list[dict[str, Any]]:
+    """The columns of each call: all rows, or one."""
+    if whole:
+        return [dict(columns)]
+    lists = {name: value for name, value in columns.items() if isinstance(value, list)}
+    rest = {name: value for name, value in columns.items() if not isinstance(value, list)}
+    return [rest | {name: value[row : row + 1] for name, value in lists.items()} for row in range(rows)]
+
+
+def _checked_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    rows = len(columns["completions"])
+    found = {}
+    for name, value in columns.items():
+        listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        if listed and len(value) != rows:
+            problem = f"{len(value)} values for {rows} completions"
+            raise InputError(f"column {name!r}", problem, "give one per completion")
+        found[name] = list(value) if listed else value
+    return found
+
+
+def _replay(
+    calls: list[Outcome],
+    rows: int,
+    log_extra: Callable[[str, list[Any]], None] | None,
+    log_metric: Callable[[str, float], None] | None,
+) -> None:
+    """Hand on what one function logged, in the order of the rows."""
+    columns: dict[str, list[Any]] = {}
+    row = 0
+    for outcome in calls:
+        for column, values in outcome.logs.extra:
+            place = columns.setdefault(column, [None] * rows)
+            place[row : row + len(outcome.statuses)] = values[: len(outcome.statuses)]
+        for name, value in outcome.logs.metrics:
+            if log_metric is not None:
+                log_metric(name, value)
+        row += len(outcome.statuses)
+    for column, values in columns.items():
+        if log_extra is not None:
+            log_extra(column, values)
+
+
+def _pickled(specs: list[RewardFunction]) -> list[bytes]:
+    found = []
+    for spec in specs:
+        try:
+            found.append(pickle.dumps(spec) if not spec.in_process else b"")
+        except Exception as error:
+            problem = f"it cannot be sent to another process ({error})"
+            remedy = "define it at the top of a module, or mark it `trusted` to run it in this process"
+            raise InputError(f"reward {spec.name}", problem, remedy) from None
+    return found
+
+
+def _of_main(spec: RewardFunction) -> bool:
+    return not isinstance(spec.function, str) and getattr(spec.function, "__module__", "") == "__main__"
+
+
+def _import_path() -> list[str]:
+    # An empty entry stands for the working directory, whichever that will be.
+    return [os.path.abspath(entry or ".") for entry in sys.path]
+
+
+def _default_workers() -> int:
+    ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
+
+
+def _end(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code == worker.OUT_OF_MEMORY:
+        return "MemoryError"
+    if code is not None and code < 0:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    return f"exit code {0 if code == LEFT else code}"
+
+
+def _check_settings(
+    timeout: float, workers: int | None, batch_timeout: float | None, memory_gb: float, stop_after: int
+) -> None:
+    amounts = {"timeout": timeout, "batch_timeout": batch_timeout, "memory_gb": memory_gb}
+    for name, value in amounts.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(name, f"{value!r} is not a positive number", "give seconds (or GiB) above 0")
+    for name, count in {"workers": workers, "stop_after": stop_after}.items():
+        if count is not None and count < 1:
+            raise InputError(name, f"{count!r} is too few", "give 1 or more")
