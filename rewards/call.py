@@ -1,4 +1,4 @@
-"""One call of a reward function, wherever it runs: what came back, how long it took, what it logged, what went wrong."""
+"""One call of a reward function, wherever it runs: what came back, what it logged, what went wrong."""
 
 import time
 import traceback

@@ -71,8 +71,8 @@ def read_item(item: Any, completion: Completion, token_count: int | None) -> Rew
         The reward, or None for an abstention.
 
     Raises:
-        RewardError: It is none of these, a value is not finite, a span reaches outside the text, or there are not as many
-            values as tokens.
+        RewardError: It is none of these, a value is not finite, a span reaches outside the text, or there are not as
+            many values as tokens.
     """
     if item is None:
         return None
@@ -120,13 +120,11 @@ def _spans(given: Sequence[Any], completion: Completion) -> list[ValueSpan]:
     return [_span(span, length) for span in given]
 
 
+_SPAN_KEYS = {"start", "end", "value"}
+
+
 def _span(span: Any, length: int) -> ValueSpan:
-    if not isinstance(span, Mapping) or not {"start", "end", "value"} <= set(span) <= {
-        "start",
-        "end",
-        "value",
-        "label",
-    }:
+    if not isinstance(span, Mapping) or not _SPAN_KEYS <= set(span) <= {*_SPAN_KEYS, "label"}:
         raise RewardError(f"{str(span)[:80]!r} is no span; give start, end and value, and a label if you like")
     start, end = span["start"], span["end"]
     if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= length):

@@ -228,7 +228,8 @@ if __name__ == "__main__":
     seen = {}
     with RewardPool([environment], workers=1) as pool:
         pool.score(["x"], log_extra=lambda column, values: seen.update({column: values[0]}))
-    kept = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "RAY_JOB_ID", "HF_TOKEN") if name in seen["environment"]]
+    names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "RAY_JOB_ID", "HF_TOKEN")
+    kept = [name for name in names if name in seen["environment"]]
     print(kept, repr(seen["environment"]["CUDA_VISIBLE_DEVICES"]), "torch" in seen["modules"])
     with RewardPool([mine], workers=1) as pool:
         print(pool.score(["xxx"]).values)

@@ -69,7 +69,7 @@ def test_all_64_stuck(make_pool: MakePool) -> None:
     assert time.monotonic() - start < 2 + GRACE
     assert batch.status == [["timeout"]] * 64
     kinds = {failure.kind for failure in batch.failures}
-    assert kinds == {"deadline", "batch deadline", "batch deadline, not begun"} | kinds
+    assert kinds >= {"deadline", "batch deadline, not begun"}
     assert pool.score(["fine"] * 8).status == [["ok"]] * 8
 
 
