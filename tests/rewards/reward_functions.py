@@ -130,3 +130,12 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[str]) -> An
         [float(query == prompt + label) for query, prompt, label in zip(queries, prompts, labels, strict=True)]
     )
     return {"rewards": right, "scores": right, "extra_logs": {"right": right}}
+
+
+def __getattr__(name: str) -> Any:
+    """`long_sums`, a dataset of reasoning-gym, imported only where it is asked for."""
+    if name == "long_sums":
+        import reasoning_gym
+
+        return reasoning_gym.create_dataset("chain_sum", min_terms=5, max_terms=6, size=2, seed=3)
+    raise AttributeError(name)
