@@ -79,7 +79,9 @@ def check(where: str, arguments: Mapping[str, Any]) -> None:
     known = tasks()
     if task not in known:
         near = get_close_matches(str(task), known, n=1)
-        raise InputError(where, f"no task {task!r}", f"did you mean {near[0]!r}?" if near else "see reasoning-gym's list")
+        raise InputError(
+            where, f"no task {task!r}", f"did you mean {near[0]!r}?" if near else "see reasoning-gym's list"
+        )
     if task in REFUSED:
         raise InputError(where, f"the task {task!r} does not work: {REFUSED[task]}", "take another")
 

@@ -41,7 +41,9 @@ def test_a_task_accepts_its_own_answer_and_no_nonsense(task: str) -> None:
     assert reasoning_gym(["nonsense"], **columns, task=task)[0] < 0.5
     if task not in PLAYED:
         assert reasoning_gym([str(answer)], **columns, task=task)[0] >= PARTLY.get(task, 0.99)
-        assert reasoning_gym([f"so it is <answer>{answer}</answer>."], **columns, task=task)[0] >= PARTLY.get(task, 0.99)
+        assert reasoning_gym([f"so it is <answer>{answer}</answer>."], **columns, task=task)[0] >= PARTLY.get(
+            task, 0.99
+        )
 
 
 @pytest.mark.parametrize("task", sorted(REFUSED))
