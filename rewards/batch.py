@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from tokencredit.rewards.call import Outcome
 from tokencredit.rewards.contract import Reward, Status
@@ -124,3 +125,16 @@ def _share(statuses: list[Status], which: tuple[str, ...]) -> float:
 
 def _percentile(values: list[float]) -> float:
     return sorted(values)[math.ceil(0.95 * len(values)) - 1] if values else 0.0
+
+
+def joined(batches: Sequence[RewardBatch]) -> RewardBatch:
+    """Several batches of the same functions as one."""
+    whole = RewardBatch(batches[0].names)
+    for batch in batches:
+        before = len(whole.values)
+        whole.values += batch.values
+        whole.status += batch.status
+        whole.seconds += batch.seconds
+        whole.rewards += batch.rewards
+        whole.failures += [replace(failure, row=before + failure.row) for failure in batch.failures]
+    return whole

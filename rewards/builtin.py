@@ -20,14 +20,14 @@ class Builtin:
         title: One line about it.
         path: `module:function`.
         needs: The package it needs besides ours.
-        checked: Whether its module has a `check(where, arguments)` that refuses what cannot run.
+        checked: The function of its module that refuses what cannot run, called with where it stands and the arguments.
         cannot_hang: Whether it runs in the process that scores.
     """
 
     title: str
     path: str
     needs: str | None = None
-    checked: bool = False
+    checked: str | None = None
     cannot_hang: bool = False
 
     @property
@@ -53,7 +53,7 @@ class Builtin:
             InputError: Naming the argument.
         """
         if self.checked:
-            import_module(self.path.partition(":")[0]).check(where, arguments)
+            getattr(import_module(self.path.partition(":")[0]), self.checked)(where, arguments)
 
 
 BUILTIN = {
@@ -65,26 +65,28 @@ BUILTIN = {
     "json_records": Builtin(
         "JSON records: validity and field F1, wrong fields on their tokens; columns: records",
         "tokencredit.rewards.json_credit:json_records",
-        checked=True,
+        checked="check",
         cannot_hang=True,
     ),
-    "format": Builtin("tags in their order, or a regular expression", "tokencredit.rewards.shape:format", checked=True),
+    "format": Builtin(
+        "tags in their order, or a regular expression", "tokencredit.rewards.shape:format", checked="check_format"
+    ),
     "length": Builtin(
         "distance from a target length, or DAPO's soft overlong penalty; columns: completion_ids",
         "tokencredit.rewards.shape:length",
-        checked=True,
+        checked="check_length",
         cannot_hang=True,
     ),
     "code": Builtin(
         "Python programs against unit tests in a sandbox; columns: tests",
         "tokencredit.rewards.code:code",
-        checked=True,
+        checked="check",
     ),
     "reasoning_gym": Builtin(
         "reasoning_gym:<task>, the answer scored by its task; columns: answer, metadata",
         "tokencredit.rewards.gym:reasoning_gym",
         "reasoning_gym",
-        checked=True,
+        checked="check",
     ),
 }
 

@@ -151,8 +151,10 @@ def load(spec: RewardFunction) -> Callee:
     """
     where = f"reward {spec.name or spec.function}"
     found, arguments = _find(spec, where)
+    # A misspelt setting of ours would be taken for one of the columns that every built-in lets pass.
+    strict = isinstance(spec.function, str) and split_name(spec.function)[0] in BUILTIN
     if arguments:
-        _check_names(found, arguments, f"{where}.arguments")
+        _check_names(found, arguments, f"{where}.arguments", strict)
     _check(spec, arguments)
     bound = partial(found, **arguments) if arguments else found
     if spec.adapter is not None:
@@ -161,16 +163,16 @@ def load(spec: RewardFunction) -> Callee:
             raise InputError(f"{where}.adapter", problem, f"there are {', '.join(ADAPTERS)}")
         bound = ADAPTERS[spec.adapter](bound)
     parameters, takes_all = _signature(bound)
-    _check_names(bound, spec.columns, f"{where}.columns")
+    _check_names(bound, spec.columns, f"{where}.columns", strict)
     free = {name: required for name, required in parameters.items() if name not in arguments}
     return Callee(spec, bound, free, takes_all)
 
 
-def _check_names(function: Any, names: Mapping[str, Any], where: str) -> None:
-    """Refuse names that are no parameters of a function."""
+def _check_names(function: Any, names: Mapping[str, Any], where: str, strict: bool) -> None:
+    """Refuse names that are no parameters of a function; a strict check lets `**kwargs` take none."""
     parameters, takes_all = _signature(function)
     for name in names:
-        if name not in parameters and not takes_all:
+        if name not in parameters and (strict or not takes_all):
             near = get_close_matches(name, parameters, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(parameters) or 'nothing'}"
             raise InputError(where, f"the function takes no {name!r}", remedy)

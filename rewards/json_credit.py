@@ -83,7 +83,7 @@ def _score(text: str, gold: Sequence[Record], validity: float, penalty: float) -
         return {"score": 0.0, "spans": _stopped(text, values[0].start, penalty)}
     written = _records(values, listed)
     pairs = _matched(written, gold)
-    right = sum(written[i].equal(gold[j]) for i, j in pairs)
+    right = sum(written[i].equal(gold[j]) for i, j in pairs.items())
     given, wanted = sum(len(record.fields) for record in written), sum(map(len, gold))
     f1 = 2 * right / (given + wanted) if given + wanted else 1.0
     places = _lost(written, gold, pairs, listed)

@@ -65,7 +65,8 @@ class Finished:
 # Runs inside. Reads the job from standard input, limits itself for good, and runs the program; with tests, one after
 # the other in what the program left, naming each that passes on the channel that was standard output.
 _HARNESS = """
-import json, os, resource, sys
+import ctypes, json, os, resource, sys
+ctypes.CDLL(None).prctl(1, 9)  # end with the worker, whose process group this is not in
 job = json.loads(sys.stdin.buffer.read())
 for name, value in job["limits"].items():
     kind = getattr(resource, name)
@@ -122,7 +123,8 @@ def run(
         stream.write(json.dumps(job).encode())
         stream.seek(0)
         if mode == "rlimits":
-            _adopt_orphans()
+            _adopt_orphans(True)
+        others = _children()
         process = subprocess.Popen(
             [*(_bubblewrap(limits) if mode == "bubblewrap" else []), _python(), "-I", "-B", "-c", _HARNESS],
             stdin=stream,
@@ -133,12 +135,14 @@ def run(
             env={"PATH": "/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8"},
         )
         try:
-            return _follow(process, limits)
+            return _follow(process, limits, others)
         finally:
-            _end(process)
+            _end(process, others)
+            if mode == "rlimits":
+                _adopt_orphans(False)
 
 
-def _follow(process: subprocess.Popen[bytes], limits: Limits) -> Finished:
+def _follow(process: subprocess.Popen[bytes], limits: Limits, others: set[int]) -> Finished:
     """Read what is printed until there is an end, or a limit is reached."""
     assert process.stdout is not None
     end, look, output = time.monotonic() + limits.seconds, time.monotonic() + _LOOK_SECONDS, bytearray()
@@ -157,13 +161,13 @@ def _follow(process: subprocess.Popen[bytes], limits: Limits) -> Finished:
                 if len(output) > 1024 * limits.output_kb:
                     return Finished("output", bytes(output))
             if time.monotonic() >= look:
-                if len(_descendants()) > limits.processes:
+                if len(_of_the_program(others)) > limits.processes:
                     return Finished("processes", bytes(output))
                 look = time.monotonic() + _LOOK_SECONDS
     return Finished("seconds", bytes(output))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
     """Kill the program and what came of it."""
     # All of the session at once, so that none of it can start another. Of bubblewrap this is the outermost process,
     # whose end takes the whole namespace along.
@@ -174,18 +178,29 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.stdout.close()
     # What left the session was adopted. It may start others while it is looked for: bounded, not chased for ever.
     for _ in range(_ROUNDS):
-        left = _descendants()
-        for number in (signal.SIGSTOP, signal.SIGKILL) if left else ():
+        left = _of_the_program(others)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
             for child in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.send_signal(number)
-        _reap()
+        for pid in _children() - others:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
         if not left:
             break
 
 
-def _descendants() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def _of_the_program(others: set[int]) -> list[psutil.Process]:
+    """The processes that came of the program: below this one, but not below those that were there before."""
+    found = []
+    for child in psutil.Process().children():
+        if child.pid not in others:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [child, *child.children(recursive=True)]
     return [child for child in found if _alive(child)]
 
 
@@ -196,19 +211,12 @@ def _alive(child: psutil.Process) -> bool:
         return False
 
 
-def _reap() -> None:
-    """Take note of adopted children that have ended."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of what a program leaves behind, so that it can be found."""
+def _adopt_orphans(adopt: bool) -> None:
+    """Become the parent of what a program leaves behind, so that it can be found; or no longer."""
     import ctypes
 
     set_child_subreaper = 36
-    ctypes.CDLL(None).prctl(set_child_subreaper, 1)
+    ctypes.CDLL(None).prctl(set_child_subreaper, int(adopt))
 
 
 def _rlimits(limits: Limits) -> dict[str, int]:

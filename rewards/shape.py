@@ -61,21 +61,12 @@ def length(
     return [-min(1.0, max(0.0, (len(ids) - (max_length - buffer)) / buffer)) for ids in completion_ids]
 
 
-def check(where: str, arguments: dict[str, Any]) -> None:
+def check_format(where: str, arguments: dict[str, Any]) -> None:
     """Refuse settings that cannot work.
 
     Raises:
         InputError: Naming them.
     """
-    if "completions" in arguments or "completion_ids" in arguments:
-        raise InputError(f"{where}.arguments", "completions come with each batch", "leave them out")
-    if where.startswith("reward format") or {"tags", "pattern"} & set(arguments):
-        _check_format(where, arguments)
-    else:
-        _check_length(where, arguments)
-
-
-def _check_format(where: str, arguments: dict[str, Any]) -> None:
     if len(arguments) > 1:
         raise InputError(f"{where}.arguments", "tags and pattern", "give one of them")
     tags = arguments.get("tags", TAGS)
@@ -88,7 +79,12 @@ def _check_format(where: str, arguments: dict[str, Any]) -> None:
         raise InputError(f"{where}.arguments.pattern", problem, "correct it") from None
 
 
-def _check_length(where: str, arguments: dict[str, Any]) -> None:
+def check_length(where: str, arguments: dict[str, Any]) -> None:
+    """Refuse settings that cannot work.
+
+    Raises:
+        InputError: Naming them.
+    """
     if set(arguments) not in ({"target"}, {"max_length", "buffer"}):
         given = ", ".join(arguments) or "nothing"
         raise InputError(f"{where}.arguments", f"{given} is given", "give target, or max_length and buffer")

@@ -27,8 +27,15 @@ def make_pool() -> Iterator[Callable[..., RewardPool]]:
 
 
 def workers() -> list[psutil.Process]:
-    """The worker processes of this one."""
-    return [child for child in psutil.Process().children() if "--multiprocessing-fork" in child.cmdline()]
+    """The living worker processes of this one."""
+    return [child for child in psutil.Process().children() if _is_worker(child)]
+
+
+def _is_worker(child: psutil.Process) -> bool:
+    try:
+        return "--multiprocessing-fork" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
