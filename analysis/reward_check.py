@@ -60,7 +60,7 @@ def check_rewards(
     batches = []
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
-        columns = {_PLURAL.get(name, name): [row[name] for row in part] for name in part[0]}
+        columns: dict[str, Any] = {_PLURAL.get(name, name): [row[name] for row in part] for name in part[0]}
         batches.append(
             pool.score(
                 columns.pop("completions"),

@@ -84,7 +84,7 @@ class RewardBatch:
         """
         found: dict[str, float] = {}
         for place, name in enumerate(self.names):
-            values = [row[place] for row in self.values if row[place] is not None]
+            values = [value for row in self.values if (value := row[place]) is not None]
             statuses = [row[place] for row in self.status]
             if values:
                 found[f"rewards/{name}/mean"] = statistics.fmean(values)
@@ -103,7 +103,9 @@ def assemble(names: list[str], outcomes: list[list[Outcome]], rows: int) -> Rewa
         outcomes: Per function its calls in the order of the rows: one for all, or one a row.
         rows: `B`.
     """
-    batch = RewardBatch(names, *([[] for _ in range(rows)] for _ in range(4)))
+    batch = RewardBatch(names)
+    batch.values, batch.status = [[] for _ in range(rows)], [[] for _ in range(rows)]
+    batch.seconds, batch.rewards = [[] for _ in range(rows)], [[] for _ in range(rows)]
     for name, calls in zip(names, outcomes, strict=True):
         row = 0
         for outcome in calls:

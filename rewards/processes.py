@@ -79,7 +79,7 @@ class Worker(SpawnProcess):
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
         _launch.without_main = True
         try:
-            return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            return SpawnProcess._Popen(process_obj)
         finally:
             _launch.without_main = False
 
@@ -101,16 +101,16 @@ class WorkerWithMain(Worker):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
-        return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+        return SpawnProcess._Popen(process_obj)
 
 
 class Context(SpawnContext):
     """Starts `Worker`s."""
 
-    Process = Worker  # type: ignore[assignment]
+    Process = Worker
 
 
 class ContextWithMain(SpawnContext):
     """Starts `WorkerWithMain`s."""
 
-    Process = WorkerWithMain  # type: ignore[assignment]
+    Process = WorkerWithMain
