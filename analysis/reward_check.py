@@ -78,10 +78,17 @@ def check_rewards(
 _PLURAL = {"completion": "completions", "prompt": "prompts"}
 
 
-def print_check(checked: Checked, console: Console, *, samples: int, column: str | None = None) -> None:
+def print_check(
+    checked: Checked,
+    console: Console,
+    *,
+    samples: int,
+    weights: Sequence[float] | None = None,
+    column: str | None = None,
+) -> None:
     """Print the first samples with their pieces in colour, a summary of each function, and the first failures."""
     if samples:
-        show(_view(checked, samples), console, column)
+        show(_view(checked, samples, weights), console, column)
         console.print()
     console.print(_summary(checked))
     for name, values in checked.metrics.items():
@@ -93,8 +100,9 @@ def print_check(checked: Checked, console: Console, *, samples: int, column: str
         console.print(Text(describe(failure)))
 
 
-def _view(checked: Checked, samples: int) -> TokenView:
+def _view(checked: Checked, samples: int, weights: Sequence[float] | None) -> TokenView:
     responses = []
+    totals = checked.batch.combined(weights)
     for index, row in enumerate(checked.rows[:samples]):
         rewards = dict(zip(checked.batch.names, checked.batch.rewards[index], strict=True))
         tokens, offsets = _cut(checked.pieces[index], list(rewards.values()))
@@ -103,7 +111,9 @@ def _view(checked: Checked, samples: int) -> TokenView:
             for name, reward in rewards.items()
             if reward is not None and (reward.spans or reward.tokens)
         }
-        responses.append(Response(_title(checked.batch, index), tokens, columns, prompt=_plain(row.get("prompt"))))
+        responses.append(
+            Response(_title(checked.batch, index, totals[index]), tokens, columns, prompt=_plain(row.get("prompt")))
+        )
     names = [Column(name, "what each piece adds to the reward", diverging=True) for name in checked.batch.names]
     return TokenView(responses, names)
 
@@ -133,10 +143,12 @@ def _values(reward: Reward, offsets: list[tuple[int, int]], pieces: list[str]) -
     return span_values(offsets, reward.spans or ())
 
 
-def _title(batch: RewardBatch, index: int) -> str:
+def _title(batch: RewardBatch, index: int, total: float | None) -> str:
     entries = []
     for name, value, status in zip(batch.names, batch.values[index], batch.status[index], strict=True):
         entries.append(f"{name} {status if value is None else short(value)}")
+    if len(entries) > 1:
+        entries.append(f"together {'nothing' if total is None else short(total)}")
     return f"sample {index} · {' · '.join(entries)}"
 
 

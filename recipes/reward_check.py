@@ -35,7 +35,7 @@ def read_check(
         for item in overrides:
             raise InputError("command line", f"{item!r} overrides nothing in a data file", "put it in a recipe")
     if rewards:
-        layer["reward_funcs"] = rewards
+        layer |= {"reward_funcs": rewards, "reward_weights": None}
     elif is_data:
         raise InputError("--reward", "is missing", "name a built-in reward or module:function")
     sections = parse_rewards(layer)

@@ -41,20 +41,19 @@ class RewardPoolSettings(BaseModel):
 
 
 class RewardSections(BaseModel):
-    """The reward keys of a recipe. `reward_weights` and `multi_objective_aggregation` are TRL's own."""
+    """The reward keys of a recipe."""
 
     model_config = ConfigDict(extra="forbid")
 
     reward_funcs: list[RewardEntry]
+    reward_weights: list[float] | None = None
+    """TRL's: one factor per function."""
     reward_pool: RewardPoolSettings = RewardPoolSettings()
 
     @property
     def functions(self) -> list[RewardFunction]:
         """What `RewardPool` takes."""
         return [RewardFunction(**entry.model_dump()) for entry in self.reward_funcs]
-
-
-KEYS = tuple(RewardSections.model_fields)
 
 
 def parse_rewards(layer: dict[str, Any]) -> RewardSections:
@@ -72,4 +71,10 @@ def parse_rewards(layer: dict[str, Any]) -> RewardSections:
     items = given if isinstance(given, list) else [given]
     entries = [{"function": item} if isinstance(item, str) else item for item in items]
     keys = {"reward_funcs": entries, "reward_pool": layer.get("reward_pool") or {}}
-    return validated(RewardSections, keys, (RewardSections, RewardEntry, RewardPoolSettings))
+    keys |= {"reward_weights": layer.get("reward_weights")}
+    sections = validated(RewardSections, keys, (RewardSections, RewardEntry, RewardPoolSettings))
+    weights = sections.reward_weights
+    if weights is not None and len(weights) != len(sections.reward_funcs):
+        problem = f"{len(weights)} weights for {len(sections.reward_funcs)} functions"
+        raise InputError("reward_weights", problem, "give one per function")
+    return sections

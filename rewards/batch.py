@@ -55,6 +55,18 @@ class RewardBatch:
         place = self.names.index(name)
         return [row[place] for row in self.values]
 
+    def combined(self, weights: Sequence[float] | None = None) -> list[float | None]:
+        """One number per completion `[B]`: the weighted sum of its values, as TRL's `reward_weights` make it.
+
+        A value that is not there counts for nothing; without any there is none.
+        """
+        factors = [1.0] * len(self.names) if weights is None else weights
+        found: list[float | None] = []
+        for row in self.values:
+            terms = [value * factor for value, factor in zip(row, factors, strict=True) if value is not None]
+            found.append(math.fsum(terms) if terms else None)
+        return found
+
     def failed_share(self, name: str) -> float:
         """The share of samples for which a function failed."""
         place = self.names.index(name)

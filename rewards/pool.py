@@ -138,9 +138,15 @@ class RewardPool:
         if any(not callee.spec.in_process for callee in self.callees):
             self._processes = _Processes(self._specs, self.workers, self.memory_gb, self._with_main)
 
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
     def _outcomes(self, columns: dict[str, Any], rows: int) -> list[list[Outcome]]:
         """Per function its calls, in the order of the rows."""
         if self._processes is not None:
+            if not self._processes.healthy:  # its workers were killed from outside
+                self._restart()
             self._processes.wait_until_ready()
         end = time.monotonic() + self.batch_timeout
         pending = {
@@ -158,9 +164,7 @@ class RewardPool:
         there = {place: [self._result(job, job.future in late) for job in jobs] for place, jobs in pending.items()}
         if late or any(job.broken for jobs in pending.values() for job in jobs):
             # Nothing of this batch may still run, or wait to run, when the next one comes.
-            assert self._processes is not None
-            self._processes.close()
-            self._start()
+            self._restart()
         return [(here | there)[place] for place in range(len(self.callees))]
 
     def _submit(self, place: int, columns: dict[str, Any], rows: int) -> "list[_Job]":
@@ -230,17 +234,24 @@ class _Processes:
         )
         self._ready: Future[None] = Future()
         self._over = threading.Event()
-        self._finalizer = weakref.finalize(self, _close, self._pool, self.folder, self._over)
+        self._finalizer = weakref.finalize(self, _close, os.getpid(), self._pool, self.folder, self._over)
         # Workers end with the thread that started them: it has to last as long as the pool, which that of a caller
         # may not.
         threading.Thread(target=_keep, args=(self._pool, self._ready, self._over), daemon=True).start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes tasks, or is about to."""
+        return not self._ready.done() or bool(self._pool.active)
 
     def wait_until_ready(self) -> None:
         try:
             self._ready.result(timeout=START_SECONDS)
         except TimeoutError:
             problem = f"no worker was ready after {START_SECONDS:.0f} s"
-            raise InputError("rewards", problem, "make the modules of the functions import faster") from None
+            raise InputError(
+                "rewards", problem, "let the functions' modules import faster, or raise memory_gb"
+            ) from None
 
     def submit(self, task: int, place: int, columns: Mapping[str, Any], timeout: float) -> _Job:
         rows = len(columns["completions"])
@@ -294,7 +305,9 @@ def _pass_on(done: "Future[None]", to: "Future[None]") -> None:
         to.set_result(None)
 
 
-def _close(pool: ProcessPool, folder: Path, over: threading.Event) -> None:
+def _close(owner: int, pool: ProcessPool, folder: Path, over: threading.Event) -> None:
+    if os.getpid() != owner:  # a fork that ends: the workers are not its own
+        return
     pool.stop()
     pool.join()
     over.set()
@@ -367,7 +380,8 @@ def _import_path() -> list[str]:
 
 def _default_workers() -> int:
     ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(1, min(8, len(os.sched_getaffinity(0)) // ranks))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // ranks))
 
 
 def _end(code: int | None) -> str:

@@ -39,7 +39,9 @@ def die_with(parent: int) -> None:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Refuse this process and each of its children more address space than this."""
+    """Refuse this process and each of its children more address space than this (Linux only)."""
+    if sys.platform != "linux":
+        return
     import resource
 
     size = int(gigabytes * 2**30)

@@ -191,7 +191,7 @@ def check_reward(
         with RewardPool(sections.functions, **settings) as pool:
             checked = check_rewards(pool, rows, load_tokenizer(tokenizer), status.update)
         status.stop()
-        print_check(checked, out, samples=samples, column=column)
+        print_check(checked, out, samples=samples, weights=sections.reward_weights, column=column)
         if checked.batch.failures:
             raise typer.Exit(1)
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.rewards import reward_functions as functions
 from tokencredit.errors import InputError
-from tokencredit.rewards import Reward, RewardFunction, RewardPool
+from tokencredit.rewards import Reward, RewardBatch, RewardFunction, RewardPool
 
 MakePool = Callable[..., RewardPool]
 TEXTS = [" ".join("x" * (i % 7)) for i in range(64)]
@@ -141,6 +141,13 @@ def test_metrics_by_hand() -> None:
     }
 
 
+def test_weights_are_trls() -> None:
+    """Its weighted nansum; NaN where no function had a value."""
+    batch = RewardBatch(["a", "b"], values=[[1.0, 2.0], [None, 2.0], [0.0, None], [None, None]])
+    assert batch.combined() == [3.0, 2.0, 0.0, None]
+    assert batch.combined([0.5, -1.0]) == [-1.5, -2.0, 0.0, None]
+
+
 def test_alarm_and_first_failures_are_logged_once(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     pool = make_pool(functions.obey, alarm_share=0.25)
     with caplog.at_level(logging.WARNING, "tokencredit"):
@@ -236,6 +243,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_know_nothing_of_the_trainer(tmp_path: Path) -> None:
     """No rank, no accelerator, no torch though the script imports it; a function of the script itself works."""
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -96,6 +96,28 @@ def test_children_of_a_killed_worker_die_too(make_pool: MakePool, text: str) -> 
     assert wait_for(lambda: sleepers() == before)
 
 
+def test_workers_that_are_killed_between_batches_are_replaced(make_pool: MakePool) -> None:
+    """As by a kernel short of memory."""
+    pool = make_pool(functions.obey)
+    pool.score(["fine"])
+    assert wait_for(lambda: len(workers()) == 2)
+    for child in workers():
+        child.kill()
+    time.sleep(0.5)
+    assert pool.score(["fine"] * 8).status == [["ok"]] * 8
+
+
+def test_a_fork_that_ends_leaves_the_workers_alone(make_pool: MakePool) -> None:
+    pool = make_pool(functions.process_id, workers=1)
+    before = pool.score(["x"]).values
+    child = os.fork()
+    if child == 0:
+        pool.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert pool.score(["x"]).values == before
+
+
 @pytest.mark.slow
 def test_thirty_stuck_batches_leak_nothing(make_pool: MakePool) -> None:
     pool = make_pool(functions.obey, timeout=0.2, batch_timeout=0.4)

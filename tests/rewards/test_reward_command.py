@@ -43,7 +43,7 @@ def test_the_example_of_the_documentation() -> None:
     result = reward("check", EXAMPLE)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "sample 0 · math 0 · json_records 0.8667 · format 1 · brevity 1 · 3 tokens" in lines
+    assert "sample 0 · math 0 · json_records 0.8667 · format 1 · brevity 1 · together 1.467 · 3 tokens" in lines
     assert any(line.startswith("lowest -0.1667 at 'Name'") for line in lines)
     summary = next(line.split() for line in lines if line.split()[:1] == ["json_records"] and "adds" not in line)
     assert summary[3:7] == ["4", "0", "0", "0"]
@@ -87,7 +87,7 @@ def test_tokens_of_a_model(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     result = reward("check", str(tmp_path / "recipe.yaml"), "--tokenizer", str(tiny_model))
     assert result.exit_code == 0, result.stderr
-    assert "sample 0 · length -1 · json_records 0.6 · 30 tokens" in result.stdout
+    assert "sample 0 · length -1 · json_records 0.6 · together -0.4 · 30 tokens" in result.stdout
     assert "lowest -0.5 at 'B'" in result.stdout
 
 
@@ -102,9 +102,10 @@ def test_tokens_of_a_model(tiny_model: Path, tmp_path: Path) -> None:
         ([EXAMPLE, "samples=[]"], "samples: are missing"),
         ([EXAMPLE, "samples=[{text: x}]"], "row 0 has no completion but text"),
         ([EXAMPLE, "samples=[{completion: x}, {completion: x, a: 1}]"], "row 1 and the first differ in a"),
-        ([EXAMPLE, "reward_funcs=[maths]"], "did you mean 'math'?"),
-        ([EXAMPLE, "reward_funcs=[{function: math, argument: 1}]"], "did you mean 'arguments'?"),
+        ([EXAMPLE, "--reward", "maths"], "did you mean 'math'?"),
+        ([EXAMPLE, "reward_funcs=[{function: math, argument: 1}]", "reward_weights=null"], "did you mean 'arguments'?"),
         ([EXAMPLE, "reward_pool.timout=1"], "did you mean 'timeout'?"),
+        ([EXAMPLE, "reward_weights=[1]"], "reward_weights: 1 weights for 4 functions"),
         ([EXAMPLE, "reward_pool.timeout=0"], "reward_pool.timeout: 0 is wrong; Input should be greater than 0"),
         ([EXAMPLE, "--tokenizer", "nowhere"], "--tokenizer: 'nowhere' cannot be loaded"),
         ([EXAMPLE, "--column", "nowhere"], "no column 'nowhere'; there are json_records"),
