@@ -3,33 +3,21 @@
 import logging
 import os
 import pickle
-import shutil
-import signal
-import sys
-import tempfile
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
-from pathlib import Path
+from concurrent.futures import wait
 from typing import Any, Self
 
-from pebble import ProcessExpired, ProcessPool
-
 from tokencredit.errors import InputError
-from tokencredit.rewards import worker
 from tokencredit.rewards.batch import Failure, RewardBatch, assemble
 from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.contract import Completion
+from tokencredit.rewards.executor import Job, Processes
 from tokencredit.rewards.functions import Function, RewardFunction, load, named
-from tokencredit.rewards.processes import LEFT, Context, ContextWithMain, kill_group
 
 _log = logging.getLogger("tokencredit")
-
-START_SECONDS = 120.0
-"""How long the first worker may take to import everything; it does not count towards a deadline."""
 
 
 class RewardPool:
@@ -82,7 +70,7 @@ class RewardPool:
         self._whole_failures: Counter[str] = Counter()
         self._alarmed: set[str] = set()
         self._told: set[tuple[str, str]] = set()
-        self._processes: _Processes | None = None
+        self._processes: Processes | None = None
         self._start()
 
     def score(
@@ -136,7 +124,7 @@ class RewardPool:
 
     def _start(self) -> None:
         if any(not callee.spec.in_process for callee in self.callees):
-            self._processes = _Processes(self._specs, self.workers, self.memory_gb, self._with_main)
+            self._processes = Processes(self._specs, self.workers, self.memory_gb, self._with_main)
 
     def _restart(self) -> None:
         self.close()
@@ -167,7 +155,7 @@ class RewardPool:
             self._restart()
         return [(here | there)[place] for place in range(len(self.callees))]
 
-    def _submit(self, place: int, columns: dict[str, Any], rows: int) -> "list[_Job]":
+    def _submit(self, place: int, columns: dict[str, Any], rows: int) -> list[Job]:
         assert self._processes is not None
         callee = self.callees[place]
         timeout = self.batch_timeout if callee.spec.batched else self.timeout
@@ -177,7 +165,7 @@ class RewardPool:
             jobs.append(self._processes.submit(self._tasks, place, part, timeout))
         return jobs
 
-    def _result(self, job: "_Job", late: bool) -> Outcome:
+    def _result(self, job: Job, late: bool) -> Outcome:
         assert self._processes is not None
         if late:
             kind = "batch deadline" if job.future.running() else "batch deadline, not begun"
@@ -211,107 +199,6 @@ def describe(failure: Failure) -> str:
     """A failure as text: which function, which sample, what, and where."""
     head = f"reward {failure.function}, sample {failure.row}: {failure.status} ({failure.kind})"
     return f"{head}\n{failure.detail}" if failure.detail else head
-
-
-class _Job:
-    """A call on its way."""
-
-    def __init__(self, task: int, rows: int, future: "Future[bytes]", timeout: float) -> None:
-        self.task, self.rows, self.future, self.timeout = task, rows, future, timeout
-        self.broken = False
-
-
-class _Processes:
-    """The worker processes, from their start to their end."""
-
-    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, with_main: bool) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="tokencredit-rewards-"))
-        self._pool = ProcessPool(
-            max_workers=workers,
-            initializer=worker.start,
-            initargs=(os.getpid(), specs, str(self.folder), _import_path(), memory_gb),
-            context=ContextWithMain() if with_main else Context(),
-        )
-        self._ready: Future[None] = Future()
-        self._over = threading.Event()
-        self._finalizer = weakref.finalize(self, _close, os.getpid(), self._pool, self.folder, self._over)
-        # Workers end with the thread that started them: it has to last as long as the pool, which that of a caller
-        # may not.
-        threading.Thread(target=_keep, args=(self._pool, self._ready, self._over), daemon=True).start()
-
-    @property
-    def healthy(self) -> bool:
-        """Whether it takes tasks, or is about to."""
-        return not self._ready.done() or bool(self._pool.active)
-
-    def wait_until_ready(self) -> None:
-        try:
-            self._ready.result(timeout=START_SECONDS)
-        except TimeoutError:
-            problem = f"no worker was ready after {START_SECONDS:.0f} s"
-            raise InputError(
-                "rewards", problem, "let the functions' modules import faster, or raise memory_gb"
-            ) from None
-
-    def submit(self, task: int, place: int, columns: Mapping[str, Any], timeout: float) -> _Job:
-        rows = len(columns["completions"])
-        try:
-            pickled = pickle.dumps(columns)
-        except Exception as error:
-            future: Future[bytes] = Future()
-            problem = f"a column cannot be sent to another process ({type(error).__name__}: {error})"
-            future.set_result(pickle.dumps(failed(rows, "error", type(error).__name__, problem)))
-            return _Job(task, rows, future, timeout)
-        future = self._pool.schedule(worker.run, args=(task, place, pickled, timeout), timeout=timeout)
-        return _Job(task, rows, future, timeout)
-
-    def outcome(self, job: _Job) -> Outcome:
-        """What became of a job that is over."""
-        error = job.future.exception()
-        if error is None:
-            try:
-                return pickle.loads(job.future.result())  # type: ignore[no-any-return]
-            except Exception as problem:  # an object of the user's that cannot be made here
-                return failed(job.rows, "error", type(problem).__name__, f"what it logged: {problem}")
-        if isinstance(error, TimeoutError):
-            return failed(job.rows, "timeout", "deadline", self.trace(job), job.timeout)
-        if isinstance(error, ProcessExpired):
-            kill_group(error.pid)  # its children
-            return failed(job.rows, "error", _end(error.exitcode), self.trace(job))
-        job.broken = True
-        return failed(job.rows, "error", type(error).__name__, f"the pool broke: {error}")
-
-    def trace(self, job: _Job) -> str:
-        """Where the function stood before it was stopped."""
-        return worker.read_trace(self.folder, job.task)
-
-    def close(self) -> None:
-        self._finalizer()
-
-
-def _keep(pool: ProcessPool, ready: "Future[None]", over: threading.Event) -> None:
-    try:
-        pool.schedule(worker.ready).add_done_callback(lambda done: _pass_on(done, ready))
-    except Exception as error:
-        ready.set_exception(error)
-    over.wait()
-
-
-def _pass_on(done: "Future[None]", to: "Future[None]") -> None:
-    error = done.exception() if not done.cancelled() else RuntimeError("the pool was closed")
-    if error is not None:
-        to.set_exception(error)
-    else:
-        to.set_result(None)
-
-
-def _close(owner: int, pool: ProcessPool, folder: Path, over: threading.Event) -> None:
-    if os.getpid() != owner:  # a fork that ends: the workers are not its own
-        return
-    pool.stop()
-    pool.join()
-    over.set()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parts(columns: Mapping[str, Any], rows: int, whole: bool) -> list[dict[str, Any]]:
@@ -373,24 +260,10 @@ def _of_main(spec: RewardFunction) -> bool:
     return not isinstance(spec.function, str) and getattr(spec.function, "__module__", "") == "__main__"
 
 
-def _import_path() -> list[str]:
-    # An empty entry stands for the working directory, whichever that will be.
-    return [os.path.abspath(entry or ".") for entry in sys.path]
-
-
 def _default_workers() -> int:
     ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // ranks))
-
-
-def _end(code: int | None) -> str:
-    """How a process ended, in words."""
-    if code == worker.OUT_OF_MEMORY:
-        return "MemoryError"
-    if code is not None and code < 0:
-        return f"signal {-code} ({signal.Signals(-code).name})"
-    return f"exit code {0 if code == LEFT else code}"
 
 
 def _check_settings(

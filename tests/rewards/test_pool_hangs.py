@@ -1,6 +1,7 @@
 """Functions that hang, crash or eat the memory: marked, killed, replaced, and nothing is left of them."""
 
 import gc
+import inspect
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pebble import ProcessPool
+from pebble.pool.process import PoolManager
 
 from tests.rewards import reward_functions as functions
 from tests.rewards.conftest import wait_for, workers
@@ -94,6 +97,23 @@ def test_children_of_a_killed_worker_die_too(make_pool: MakePool, text: str) -> 
     batch = make_pool(functions.obey, timeout=1).score([text])
     assert batch.status == [["timeout" if text == "children" else "error"]]
     assert wait_for(lambda: sleepers() == before)
+
+
+@pytest.mark.parametrize("others", ["fine", "exit"])
+def test_the_ones_that_die_at_once_are_the_only_ones(make_pool: MakePool, others: str) -> None:
+    """However fast they die: nobody else's result is lost, and they are not mistaken for slow."""
+    pool = make_pool(functions.obey, timeout=5)
+    for _ in range(3):
+        batch = pool.score(["exit", *[others] * 5, "exit", "fine"])
+        assert [failure.kind for failure in batch.failures] == ["exit code 3"] * (2 if others == "fine" else 7)
+
+
+def test_what_is_used_of_pebble_is_there() -> None:
+    """A private part, in a narrow range of versions."""
+    assert set(inspect.signature(PoolManager.find_expired_task).parameters) == {"self", "worker_id"}
+    assert "find_expired_task(worker_id)" in inspect.getsource(PoolManager.handle_worker_expiration)
+    assert "except LookupError" in inspect.getsource(PoolManager.handle_worker_expiration)
+    assert "self._pool_manager: PoolManager" in inspect.getsource(ProcessPool.__init__)
 
 
 def test_workers_that_are_killed_between_batches_are_replaced(make_pool: MakePool) -> None:
