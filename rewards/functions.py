@@ -142,8 +142,12 @@ def _own_name(function: str | Function) -> str:
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
-def load(spec: RewardFunction) -> Callee:
+def load(spec: RewardFunction, *, check: bool = True) -> Callee:
     """Find a function and bind its arguments.
+
+    Args:
+        spec: What is asked for.
+        check: Let a built-in refuse what it cannot do; once is enough.
 
     Raises:
         InputError: There is none of that name, a package it needs is missing, it does not take the arguments, or it
@@ -155,7 +159,8 @@ def load(spec: RewardFunction) -> Callee:
     strict = isinstance(spec.function, str) and split_name(spec.function)[0] in BUILTIN
     if arguments:
         _check_names(found, arguments, f"{where}.arguments", strict)
-    _check(spec, arguments)
+    if check:
+        _check(spec, arguments)
     bound = partial(found, **arguments) if arguments else found
     if spec.adapter is not None:
         if spec.adapter not in ADAPTERS:

@@ -15,7 +15,7 @@ from tokencredit.rewards.batch import Failure, RewardBatch, assemble
 from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.contract import Completion
 from tokencredit.rewards.executor import Job, Processes
-from tokencredit.rewards.functions import Function, RewardFunction, load, named
+from tokencredit.rewards.functions import Callee, Function, RewardFunction, load, named
 
 _log = logging.getLogger("tokencredit")
 
@@ -111,7 +111,7 @@ class RewardPool:
         return batch
 
     def close(self) -> None:
-        """Kill the workers; the pool cannot be used after that."""
+        """Kill the workers. Another batch would start new ones."""
         if self._processes is not None:
             self._processes.close()
             self._processes = None
@@ -123,37 +123,38 @@ class RewardPool:
         self.close()
 
     def _start(self) -> None:
-        if any(not callee.spec.in_process for callee in self.callees):
+        """Have workers, if any function needs them; they get ready while something else goes on."""
+        if self._processes is not None and not self._processes.healthy:
+            self.close()
+        if self._processes is None and any(not callee.spec.in_process for callee in self.callees):
             self._processes = Processes(self._specs, self.workers, self.memory_gb, self._with_main)
-
-    def _restart(self) -> None:
-        self.close()
-        self._start()
 
     def _outcomes(self, columns: dict[str, Any], rows: int) -> list[list[Outcome]]:
         """Per function its calls, in the order of the rows."""
+        self._start()
         if self._processes is not None:
-            if not self._processes.healthy:  # its workers were killed from outside
-                self._restart()
             self._processes.wait_until_ready()
         end = time.monotonic() + self.batch_timeout
-        pending = {
-            place: self._submit(place, columns, rows)
-            for place, callee in enumerate(self.callees)
-            if not callee.spec.in_process
-        }
-        here = {
-            place: [call(callee, part) for part in _parts(columns, rows, callee.spec.batched)]
-            for place, callee in enumerate(self.callees)
-            if callee.spec.in_process
-        }
-        futures = [job.future for jobs in pending.values() for job in jobs]
-        late = wait(futures, timeout=max(0.0, end - time.monotonic())).not_done
-        there = {place: [self._result(job, job.future in late) for job in jobs] for place, jobs in pending.items()}
-        if late or any(job.broken for jobs in pending.values() for job in jobs):
-            # Nothing of this batch may still run, or wait to run, when the next one comes.
-            self._restart()
-        return [(here | there)[place] for place in range(len(self.callees))]
+        clean = False
+        try:
+            jobs = {i: self._submit(i, columns, rows) for i, callee in self._numbered(in_process=False)}
+            here = {
+                i: [call(callee, part) for part in _parts(columns, rows, callee.spec.batched)]
+                for i, callee in self._numbered(in_process=True)
+            }
+            sent = [job for part in jobs.values() for job in part]
+            late = wait([job.future for job in sent], timeout=max(0.0, end - time.monotonic())).not_done
+            there = {i: [self._result(job, job.future in late) for job in part] for i, part in jobs.items()}
+            clean = not late and not any(job.broken for job in sent)
+        finally:
+            if not clean:
+                # Nothing of this batch may still run, or wait to run, when the next one comes.
+                self.close()
+        self._start()
+        return [(here | there)[i] for i in range(len(self.callees))]
+
+    def _numbered(self, *, in_process: bool) -> list[tuple[int, Callee]]:
+        return [(i, callee) for i, callee in enumerate(self.callees) if callee.spec.in_process == in_process]
 
     def _submit(self, place: int, columns: dict[str, Any], rows: int) -> list[Job]:
         assert self._processes is not None
@@ -167,9 +168,11 @@ class RewardPool:
 
     def _result(self, job: Job, late: bool) -> Outcome:
         assert self._processes is not None
+        if late and job.future.running():
+            seconds = min(job.timeout, self.batch_timeout)
+            return failed(job.rows, "timeout", "batch deadline", self._processes.trace(job), seconds)
         if late:
-            kind = "batch deadline" if job.future.running() else "batch deadline, not begun"
-            return failed(job.rows, "timeout", kind, self._processes.trace(job), 0.0)
+            return failed(job.rows, "timeout", "batch deadline, not begun", "")
         return self._processes.outcome(job)
 
     def _tell(self, batch: RewardBatch) -> None:

@@ -49,7 +49,7 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
 
 def _load(spec: bytes) -> Callee | str:
     try:
-        return load(pickle.loads(spec))
+        return load(pickle.loads(spec), check=False)
     except BaseException:
         return traceback.format_exc()
 

@@ -4,10 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tokencredit.data.pieces import sampled_offsets, span_values
 from tokencredit.errors import InputError
 from tokencredit.rewards import RewardFunction, RewardPool
+from tokencredit.rewards.contract import read_item
 from tokencredit.rewards.json_credit import json_records
 
 GOLD = [{"code": "A", "sub": "x", "span": "3600"}, {"code": "B", "sub": "y", "span": "West"}]
@@ -86,6 +89,24 @@ def test_values_are_compared_as_json() -> None:
     gold = [{"a": 1, "b": None, "c": [1, {"d": True}]}]
     assert scored('[{"a":1.0,"c":[1,{"d":true}]}]', gold)[0] == 1.0, "a column without a value is not asked for"
     assert scored('[{"a":true,"c":[1,{"d":true}]}]', gold)[1] == [("true", "a", -0.5)]
+
+
+FIELD = st.sampled_from(["A", "B", "", "é🙂", 1, True, None, [1]])
+RECORDS = st.lists(st.dictionaries(st.sampled_from(["code", "sub", "span"]), FIELD), max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(answer=RECORDS, gold=RECORDS, cut=st.integers(0, 200), indent=st.sampled_from([None, 1]))
+def test_whatever_is_written(answer: Any, gold: Any, cut: int, indent: int | None) -> None:
+    """Score in [0, 1], spans that the contract takes, never more than the penalty; 1 exactly if nothing is lost."""
+    text = json.dumps(answer, ensure_ascii=False, indent=indent)[: cut + 1]
+    (found,) = json_records([text], [gold])
+    reward = read_item(found, text, None)
+    assert reward is not None
+    assert reward.spans is not None
+    assert 0 <= reward.value <= 1
+    assert -1 - 1e-9 <= sum(span["value"] for span in reward.spans) <= 0
+    assert (reward.value == pytest.approx(1)) == (not reward.spans)
 
 
 def test_arguments() -> None:

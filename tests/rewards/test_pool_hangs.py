@@ -127,6 +127,19 @@ def test_workers_that_are_killed_between_batches_are_replaced(make_pool: MakePoo
     assert pool.score(["fine"] * 8).status == [["ok"]] * 8
 
 
+def test_an_interrupted_batch_does_not_delay_the_next(make_pool: MakePool) -> None:
+    pool = make_pool(functions.obey, timeout=30, batch_timeout=60)
+    pool.score(["fine"])
+    previous = signal.signal(signal.SIGALRM, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        pool.score(["sleep"] * 8)
+    signal.signal(signal.SIGALRM, previous)
+    start = time.monotonic()
+    assert pool.score(["fine"] * 2).status == [["ok"]] * 2
+    assert time.monotonic() - start < GRACE
+
+
 def test_a_fork_that_ends_leaves_the_workers_alone(make_pool: MakePool) -> None:
     pool = make_pool(functions.process_id, workers=1)
     before = pool.score(["x"]).values
