@@ -21,7 +21,7 @@ from pebble.pool.process import PoolManager
 from tokencredit.errors import InputError
 from tokencredit.rewards import worker
 from tokencredit.rewards.call import Outcome, failed
-from tokencredit.rewards.processes import LEFT, Context, ContextWithMain, kill_group
+from tokencredit.rewards.processes import LEFT, Context, kill_group
 
 _LOOKS = 20
 
@@ -56,17 +56,17 @@ class _Manager(PoolManager):
 class Processes:
     """The worker processes, from their start to their end."""
 
-    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, with_main: bool) -> None:
+    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, main: str | None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tokencredit-rewards-"))
-        context = ContextWithMain() if with_main else Context()
+        context = Context()
         self._pool = ProcessPool(
             max_workers=workers,
             initializer=worker.start,
-            initargs=(os.getpid(), specs, str(self.folder), _import_path(), memory_gb),
+            initargs=(os.getpid(), specs, str(self.folder), _import_path(), memory_gb, main),
             context=context,
         )
         self._pool._pool_manager = _Manager(self._pool._context, context)
-        self._ready: Future[None] = Future()
+        self._ready: Future[list[str]] = Future()
         self._over = threading.Event()
         self._finalizer = weakref.finalize(self, _close, os.getpid(), self._pool, self.folder, self._over)
         # Workers end with the thread that started them: it has to last as long as the pool, which that of a caller
@@ -78,9 +78,17 @@ class Processes:
         """Whether it takes tasks, or is about to."""
         return not self._ready.done() or bool(self._pool.active)
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> list[str]:
+        """Wait for the first worker.
+
+        Returns:
+            Per function why it could not be loaded there, or "".
+
+        Raises:
+            InputError: There is none in time.
+        """
         try:
-            self._ready.result(timeout=START_SECONDS)
+            return self._ready.result(timeout=START_SECONDS)
         except TimeoutError:
             problem = f"no worker was ready after {START_SECONDS:.0f} s"
             raise InputError(
@@ -123,7 +131,7 @@ class Processes:
         self._finalizer()
 
 
-def _keep(pool: ProcessPool, ready: "Future[None]", over: threading.Event) -> None:
+def _keep(pool: ProcessPool, ready: "Future[list[str]]", over: threading.Event) -> None:
     try:
         pool.schedule(worker.ready).add_done_callback(lambda done: _pass_on(done, ready))
     except Exception as error:
@@ -131,12 +139,12 @@ def _keep(pool: ProcessPool, ready: "Future[None]", over: threading.Event) -> No
     over.wait()
 
 
-def _pass_on(done: "Future[None]", to: "Future[None]") -> None:
+def _pass_on(done: "Future[list[str]]", to: "Future[list[str]]") -> None:
     error = done.exception() if not done.cancelled() else RuntimeError("the pool was closed")
     if error is not None:
         to.set_exception(error)
     else:
-        to.set_result(None)
+        to.set_result(done.result())
 
 
 def _close(owner: int, pool: ProcessPool, folder: Path, over: threading.Event) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.contract import Completion
 from tokencredit.rewards.executor import Job, Processes
 from tokencredit.rewards.functions import Callee, Function, RewardFunction, load, named
+from tokencredit.rewards.processes import IN_WORKER
 
 _log = logging.getLogger("tokencredit")
 
@@ -57,6 +59,9 @@ class RewardPool:
         stop_after: int = 3,
     ) -> None:
         _check_settings(timeout, workers, batch_timeout, memory_gb, stop_after)
+        if os.environ.get(IN_WORKER):
+            remedy = "put what a script does under `if __name__ == '__main__':`"
+            raise InputError("RewardPool", "a worker of a pool would start another", remedy)
         self.callees = [load(spec) for spec in named(functions)]
         self.names = [callee.spec.name for callee in self.callees]
         self.timeout = timeout
@@ -64,7 +69,7 @@ class RewardPool:
         self.workers = _default_workers() if workers is None else workers
         self.memory_gb, self.alarm_share, self.stop_after = memory_gb, alarm_share, stop_after
         self._specs = _pickled([callee.spec for callee in self.callees])
-        self._with_main = any(_of_main(callee.spec) for callee in self.callees)
+        self._main = _main_script([callee.spec for callee in self.callees])
         self._one_at_a_time = threading.Lock()
         self._tasks = 0
         self._whole_failures: Counter[str] = Counter()
@@ -127,13 +132,13 @@ class RewardPool:
         if self._processes is not None and not self._processes.healthy:
             self.close()
         if self._processes is None and any(not callee.spec.in_process for callee in self.callees):
-            self._processes = Processes(self._specs, self.workers, self.memory_gb, self._with_main)
+            self._processes = Processes(self._specs, self.workers, self.memory_gb, self._main)
 
     def _outcomes(self, columns: dict[str, Any], rows: int) -> list[list[Outcome]]:
         """Per function its calls, in the order of the rows."""
         self._start()
         if self._processes is not None:
-            self._processes.wait_until_ready()
+            self._check_loaded(self._processes.wait_until_ready())
         end = time.monotonic() + self.batch_timeout
         clean = False
         try:
@@ -152,6 +157,13 @@ class RewardPool:
                 self.close()
         self._start()
         return [(here | there)[i] for i in range(len(self.callees))]
+
+    def _check_loaded(self, reasons: list[str]) -> None:
+        for name, reason in zip(self.names, reasons, strict=True):
+            if reason:
+                problem = f"it cannot be loaded in a worker ({reason.strip().splitlines()[-1]})"
+                remedy = "let its module be imported anywhere, by any process"
+                raise InputError(f"reward {name}", problem, remedy)
 
     def _numbered(self, *, in_process: bool) -> list[tuple[int, Callee]]:
         return [(i, callee) for i, callee in enumerate(self.callees) if callee.spec.in_process == in_process]
@@ -259,8 +271,16 @@ def _pickled(specs: list[RewardFunction]) -> list[bytes]:
     return found
 
 
-def _of_main(spec: RewardFunction) -> bool:
-    return not isinstance(spec.function, str) and getattr(spec.function, "__module__", "") == "__main__"
+def _main_script(specs: list[RewardFunction]) -> str | None:
+    """The main script, if a function of it goes to workers, which then have to run it too."""
+    for spec in specs:
+        if not spec.in_process and getattr(spec.function, "__module__", "") == "__main__":
+            path = getattr(sys.modules["__main__"], "__file__", None)
+            if path is None or not os.path.isfile(path):
+                remedy = "put it into a module, or mark it `trusted` to run it in this process"
+                raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
+            return os.path.abspath(path)
+    return None
 
 
 def _default_workers() -> int:

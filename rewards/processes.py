@@ -57,6 +57,9 @@ def kill_group(pid: int) -> None:
 LEFT = 256
 """Stands for exit code 0, which the pool takes for the end of its own; no process can end with it."""
 
+IN_WORKER = "TOKENCREDIT_REWARD_WORKER"
+"""Environment variable of a worker and of all it starts."""
+
 _launch = threading.local()
 _preparation_data = spawn.get_preparation_data
 
@@ -98,21 +101,7 @@ class Worker(SpawnProcess):
         self.kill()
 
 
-class WorkerWithMain(Worker):
-    """The same for functions of the main script itself, which has to run again for them."""
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802
-        return SpawnProcess._Popen(process_obj)
-
-
 class Context(SpawnContext):
     """Starts `Worker`s."""
 
     Process = Worker
-
-
-class ContextWithMain(SpawnContext):
-    """Starts `WorkerWithMain`s."""
-
-    Process = WorkerWithMain

@@ -4,12 +4,15 @@ import faulthandler
 import logging
 import os
 import pickle
+import runpy
+import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 
 from tokencredit.rewards.call import call, failed
 from tokencredit.rewards.functions import Callee, load
-from tokencredit.rewards.processes import die_with, forget_the_trainer, limit_memory
+from tokencredit.rewards.processes import IN_WORKER, die_with, forget_the_trainer, limit_memory
 
 OUT_OF_MEMORY = 87
 """Exit code of a worker that reached its limit: what leaked stays leaked, so it makes room for a new one."""
@@ -20,7 +23,7 @@ _callees: list[Callee | str] = []
 _trace = -1
 
 
-def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float) -> None:
+def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float, main: str | None) -> None:
     """Prepare this process: on its own, limited, with all functions loaded.
 
     A function that cannot be loaded fails at each call instead: a process that fails here would be started again and
@@ -32,6 +35,7 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
         folder: Where traces go.
         path: Where modules are found, as in the pool's process.
         gigabytes: Limit of the address space.
+        main: The main script, if a function belongs to it.
     """
     global _trace
     os.setsid()
@@ -39,12 +43,23 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
     forget_the_trainer()
     limit_memory(gigabytes)
     logging.basicConfig(level=logging.WARNING)
-    import sys
-
+    os.environ[IN_WORKER] = "1"
     sys.path[:] = path
     _trace = os.open(Path(folder) / str(os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     faulthandler.enable(file=_trace)
-    _callees[:] = [_load(spec) for spec in specs]
+    trouble = _run_main(main) if main is not None else ""
+    _callees[:] = [_load(spec) if spec else "" for spec in specs] if not trouble else [trouble] * len(specs)
+
+
+def _run_main(path: str) -> str:
+    """Run the main script as a module under which its functions are found; say what went wrong, if anything."""
+    module = ModuleType("__mp_main__")
+    try:
+        module.__dict__.update(runpy.run_path(path, run_name="__mp_main__"))
+    except BaseException:
+        return traceback.format_exc()
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    return ""
 
 
 def _load(spec: bytes) -> Callee | str:
@@ -54,8 +69,9 @@ def _load(spec: bytes) -> Callee | str:
         return traceback.format_exc()
 
 
-def ready() -> None:
-    """Do nothing: the answer says that a worker is there."""
+def ready() -> list[str]:
+    """Say that a worker is there, and per function why it could not be loaded, or ""."""
+    return [callee if isinstance(callee, str) else "" for callee in _callees]
 
 
 def run(task: int, function: int, columns: bytes, deadline: float) -> bytes:

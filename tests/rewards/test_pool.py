@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -251,3 +252,33 @@ def test_workers_know_nothing_of_the_trainer(tmp_path: Path) -> None:
     environment = os.environ | rank | {"CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["['HF_TOKEN'] '' False", "[[3.0]]"], done.stderr
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    """Each worker runs it again; none may start workers in turn, for ever."""
+    script = "from tokencredit.rewards import RewardPool\ndef mine(completions):\n    return [1.0]\n"
+    script += "print(RewardPool([mine], workers=1).score(['x']).values)\n"
+    (tmp_path / "script.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == ""
+    assert "reward mine: it cannot be loaded in a worker" in done.stderr
+    assert "put what a script does under `if __name__ == '__main__':`" in done.stderr
+
+
+def test_a_session_has_no_functions_to_send() -> None:
+    session = "from tokencredit.rewards import RewardPool\ndef mine(completions):\n    return [1.0]\nRewardPool([mine])"
+    done = subprocess.run([sys.executable, "-c", session], capture_output=True, text=True, timeout=60)
+    assert "reward mine: it is defined in an interactive session; put it into a module, or mark it" in done.stderr
+
+
+def test_a_module_that_only_this_process_finds(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused when the first batch comes, rather than an error of each sample."""
+    module = ModuleType("only_here")
+    exec("def mine(completions): return [1.0]", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(
+        InputError, match=r"reward mine: it cannot be loaded in a worker \(ModuleNotFoundError: No module"
+    ):
+        make_pool(module.mine).score(["x"])
