@@ -28,7 +28,19 @@ def test_help_imports_nothing_heavy() -> None:
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "typer" in loaded
     assert not loaded & set(HEAVY)
-    for command in ("train", "check", "submit", "pairs", "recipes", "env", "merge", "import-gguf", "eval", "report"):
+    for command in (
+        "train",
+        "check",
+        "submit",
+        "pairs",
+        "recipes",
+        "env",
+        "merge",
+        "import-gguf",
+        "eval",
+        "report",
+        "reward",
+    ):
         assert command in done.stdout
 
 

@@ -10,13 +10,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import first_step, preference, recipe_overhead, startup
+from tests.benchmarks import first_step, preference, recipe_overhead, rewards, startup
 from tokencredit.cluster.quiet import quieten
 
 quieten()
 console = Console()
 table = Table("comparison", "baseline", "ours", "unit", "ratio", "pairs: min to max", box=None)
-for benchmark in (startup, first_step, recipe_overhead, preference):
+for benchmark in (startup, rewards, first_step, recipe_overhead, preference):
     console.print(f"running {benchmark.__name__}", style="dim")
     for item in benchmark.run():
         low, high = item.spread

@@ -1,0 +1,301 @@
+"""Reward functions in processes of their own, under deadlines."""
+
+import logging
+import os
+import pickle
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
+from typing import Any, Self
+
+from tokencredit.errors import InputError
+from tokencredit.rewards.batch import Failure, RewardBatch, assemble
+from tokencredit.rewards.call import Outcome, call, failed
+from tokencredit.rewards.contract import Completion
+from tokencredit.rewards.executor import Job, Processes
+from tokencredit.rewards.functions import Callee, Function, RewardFunction, load, named
+from tokencredit.rewards.processes import IN_WORKER
+
+_log = logging.getLogger("tokencredit")
+
+
+class RewardPool:
+    """Scores completions with functions that may be slow, get stuck or crash.
+
+    Every function is called for each completion on its own, in a worker process. A call that is not back by its
+    deadline is killed with its process, and so is everything unfinished when the batch's deadline passes; dead workers
+    are replaced. Such a sample has no signal for that function: it is counted as `timeout` or `error`, never as 0.
+    `batched` functions are called once, under the deadline of the batch; `trusted` ones in this process, without any.
+
+    Workers are started anew rather than forked, know nothing of ranks and accelerators, do not run the main script
+    again (unless a function belongs to it), and end with this process. The pool works from any thread, one batch at a
+    time.
+
+    Args:
+        functions: Built-in names, `module:function`, functions, or `RewardFunction`s that say more.
+        timeout: Seconds for one sample.
+        workers: Processes; by default the cores, at most 8, divided by the ranks on this machine.
+        batch_timeout: Seconds for one batch, however many of its samples are stuck; by default 10 × `timeout`.
+        memory_gb: Address space of a worker in GiB.
+        alarm_share: Warn when more than this share of the samples of a function fails.
+        stop_after: Stop after so many batches in a row of which a function failed on every sample.
+
+    Raises:
+        InputError: A function cannot be found, refuses its arguments, or a setting is impossible.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[str | Function | RewardFunction],
+        *,
+        timeout: float = 10.0,
+        workers: int | None = None,
+        batch_timeout: float | None = None,
+        memory_gb: float = 8.0,
+        alarm_share: float = 0.1,
+        stop_after: int = 3,
+    ) -> None:
+        _check_settings(timeout, workers, batch_timeout, memory_gb, stop_after)
+        if os.environ.get(IN_WORKER):
+            remedy = "put what a script does under `if __name__ == '__main__':`"
+            raise InputError("RewardPool", "a worker of a pool would start another", remedy)
+        self.callees = [load(spec) for spec in named(functions)]
+        self.names = [callee.spec.name for callee in self.callees]
+        self.timeout = timeout
+        self.batch_timeout = 10 * timeout if batch_timeout is None else batch_timeout
+        self.workers = _default_workers() if workers is None else workers
+        self.memory_gb, self.alarm_share, self.stop_after = memory_gb, alarm_share, stop_after
+        self._specs = _pickled([callee.spec for callee in self.callees])
+        self._main = _main_script([callee.spec for callee in self.callees])
+        self._one_at_a_time = threading.Lock()
+        self._tasks = 0
+        self._whole_failures: Counter[str] = Counter()
+        self._alarmed: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
+        self._processes: Processes | None = None
+        self._start()
+
+    def score(
+        self,
+        completions: Sequence[Completion],
+        *,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> RewardBatch:
+        """Score a batch.
+
+        Args:
+            completions: Texts or chat messages `[B]`.
+            log_extra: Gets what functions logged as columns, `[B]` values each, None for samples without one.
+            log_metric: Gets the scalars that functions logged.
+            **columns: `prompts`, `completion_ids` and the data's columns, lists `[B]`. Anything else, such as TRL's
+                `trainer_state`, goes to functions that name it.
+
+        Returns:
+            Values, statuses and seconds.
+
+        Raises:
+            InputError: A function needs a column that is not there, a column has another length, or a function failed
+                on every sample of `stop_after` batches in a row.
+        """
+        given = _checked_columns({**columns, "completions": completions})
+        for callee in self.callees:
+            callee.check_columns(set(given))
+        with self._one_at_a_time:
+            outcomes = self._outcomes(given, len(completions)) if completions else [[] for _ in self.callees]
+        batch = assemble(self.names, outcomes, len(completions))
+        for calls in outcomes:
+            _replay(calls, len(completions), log_extra, log_metric)
+        self._tell(batch)
+        if completions:
+            self._watch(batch)
+        return batch
+
+    def close(self) -> None:
+        """Kill the workers. Another batch would start new ones."""
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        """Have workers, if any function needs them; they get ready while something else goes on."""
+        if self._processes is not None and not self._processes.healthy:
+            self.close()
+        if self._processes is None and any(not callee.spec.in_process for callee in self.callees):
+            self._processes = Processes(self._specs, self.workers, self.memory_gb, self._main)
+
+    def _outcomes(self, columns: dict[str, Any], rows: int) -> list[list[Outcome]]:
+        """Per function its calls, in the order of the rows."""
+        self._start()
+        if self._processes is not None:
+            self._check_loaded(self._processes.wait_until_ready())
+        end = time.monotonic() + self.batch_timeout
+        clean = False
+        try:
+            jobs = {i: self._submit(i, columns, rows) for i, callee in self._numbered(in_process=False)}
+            here = {
+                i: [call(callee, part) for part in _parts(columns, rows, callee.spec.batched)]
+                for i, callee in self._numbered(in_process=True)
+            }
+            sent = [job for part in jobs.values() for job in part]
+            late = wait([job.future for job in sent], timeout=max(0.0, end - time.monotonic())).not_done
+            there = {i: [self._result(job, job.future in late) for job in part] for i, part in jobs.items()}
+            clean = not late and not any(job.broken for job in sent)
+        finally:
+            if not clean:
+                # Nothing of this batch may still run, or wait to run, when the next one comes.
+                self.close()
+        self._start()
+        return [(here | there)[i] for i in range(len(self.callees))]
+
+    def _check_loaded(self, reasons: list[str]) -> None:
+        for name, reason in zip(self.names, reasons, strict=True):
+            if reason:
+                problem = f"it cannot be loaded in a worker ({reason.strip().splitlines()[-1]})"
+                remedy = "let its module be imported anywhere, by any process"
+                raise InputError(f"reward {name}", problem, remedy)
+
+    def _numbered(self, *, in_process: bool) -> list[tuple[int, Callee]]:
+        return [(i, callee) for i, callee in enumerate(self.callees) if callee.spec.in_process == in_process]
+
+    def _submit(self, place: int, columns: dict[str, Any], rows: int) -> list[Job]:
+        assert self._processes is not None
+        callee = self.callees[place]
+        timeout = self.batch_timeout if callee.spec.batched else self.timeout
+        jobs = []
+        for part in _parts(callee.relevant(columns), rows, callee.spec.batched):
+            self._tasks += 1
+            jobs.append(self._processes.submit(self._tasks, place, part, timeout))
+        return jobs
+
+    def _result(self, job: Job, late: bool) -> Outcome:
+        assert self._processes is not None
+        if late and job.future.running():
+            seconds = min(job.timeout, self.batch_timeout)
+            return failed(job.rows, "timeout", "batch deadline", self._processes.trace(job), seconds)
+        if late:
+            return failed(job.rows, "timeout", "batch deadline, not begun", "")
+        return self._processes.outcome(job)
+
+    def _tell(self, batch: RewardBatch) -> None:
+        """Log the first failure of each kind, with its traceback."""
+        for failure in batch.first_failures():
+            if (failure.function, failure.kind) not in self._told:
+                self._told.add((failure.function, failure.kind))
+                _log.warning("%s", describe(failure))
+
+    def _watch(self, batch: RewardBatch) -> None:
+        for name in self.names:
+            share = batch.failed_share(name)
+            if share > self.alarm_share and name not in self._alarmed:
+                slow = ", ".join(f"{who}[{row}] {seconds:.1f} s" for who, row, seconds in batch.slowest())
+                _log.warning("reward %s failed on %.0f %% of a batch; slowest: %s", name, 100 * share, slow)
+            (self._alarmed.add if share > self.alarm_share else self._alarmed.discard)(name)
+            self._whole_failures[name] = self._whole_failures[name] + 1 if share == 1 else 0
+            if self._whole_failures[name] >= self.stop_after:
+                first = next(failure for failure in batch.failures if failure.function == name)
+                last_line = first.detail.splitlines()[-1] if first.detail else first.kind
+                problem = f"it failed on every sample of {self.stop_after} batches in a row ({first.kind}: {last_line})"
+                remedy = "test it with `tokencredit reward check`, or raise the deadline"
+                raise InputError(f"reward {name}", problem, remedy)
+
+
+def describe(failure: Failure) -> str:
+    """A failure as text: which function, which sample, what, and where."""
+    head = f"reward {failure.function}, sample {failure.row}: {failure.status} ({failure.kind})"
+    return f"{head}\n{failure.detail}" if failure.detail else head
+
+
+def _parts(columns: Mapping[str, Any], rows: int, whole: bool) -> list[dict[str, Any]]:
+    """The columns of each call: all rows, or one."""
+    if whole:
+        return [dict(columns)]
+    lists = {name: value for name, value in columns.items() if isinstance(value, list)}
+    rest = {name: value for name, value in columns.items() if not isinstance(value, list)}
+    return [rest | {name: value[row : row + 1] for name, value in lists.items()} for row in range(rows)]
+
+
+def _checked_columns(columns: dict[str, Any]) -> dict[str, Any]:
+    rows = len(columns["completions"])
+    found = {}
+    for name, value in columns.items():
+        listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        if listed and len(value) != rows:
+            problem = f"{len(value)} values for {rows} completions"
+            raise InputError(f"column {name!r}", problem, "give one per completion")
+        found[name] = list(value) if listed else value
+    return found
+
+
+def _replay(
+    calls: list[Outcome],
+    rows: int,
+    log_extra: Callable[[str, list[Any]], None] | None,
+    log_metric: Callable[[str, float], None] | None,
+) -> None:
+    """Hand on what one function logged, in the order of the rows."""
+    columns: dict[str, list[Any]] = {}
+    row = 0
+    for outcome in calls:
+        for column, values in outcome.logs.extra:
+            place = columns.setdefault(column, [None] * rows)
+            place[row : row + len(outcome.statuses)] = values[: len(outcome.statuses)]
+        for name, value in outcome.logs.metrics:
+            if log_metric is not None:
+                log_metric(name, value)
+        row += len(outcome.statuses)
+    for column, values in columns.items():
+        if log_extra is not None:
+            log_extra(column, values)
+
+
+def _pickled(specs: list[RewardFunction]) -> list[bytes]:
+    found = []
+    for spec in specs:
+        try:
+            found.append(pickle.dumps(spec) if not spec.in_process else b"")
+        except Exception as error:
+            problem = f"it cannot be sent to another process ({error})"
+            remedy = "define it at the top of a module, or mark it `trusted` to run it in this process"
+            raise InputError(f"reward {spec.name}", problem, remedy) from None
+    return found
+
+
+def _main_script(specs: list[RewardFunction]) -> str | None:
+    """The main script, if a function of it goes to workers, which then have to run it too."""
+    for spec in specs:
+        if not spec.in_process and getattr(spec.function, "__module__", "") == "__main__":
+            path = getattr(sys.modules["__main__"], "__file__", None)
+            if path is None or not os.path.isfile(path):
+                remedy = "put it into a module, or mark it `trusted` to run it in this process"
+                raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
+            return os.path.abspath(path)
+    return None
+
+
+def _default_workers() -> int:
+    ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // ranks))
+
+
+def _check_settings(
+    timeout: float, workers: int | None, batch_timeout: float | None, memory_gb: float, stop_after: int
+) -> None:
+    amounts = {"timeout": timeout, "batch_timeout": batch_timeout, "memory_gb": memory_gb}
+    for name, value in amounts.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(name, f"{value!r} is not a positive number", "give seconds (or GiB) above 0")
+    for name, count in {"workers": workers, "stop_after": stop_after}.items():
+        if count is not None and count < 1:
+            raise InputError(name, f"{count!r} is too few", "give 1 or more")

@@ -1,0 +1,137 @@
+"""What runs in a worker process of the pool."""
+
+import faulthandler
+import logging
+import os
+import pickle
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from tokencredit.rewards.call import call, failed
+from tokencredit.rewards.functions import Callee, load
+from tokencredit.rewards.processes import IN_WORKER, die_with, forget_the_trainer, limit_memory
+
+OUT_OF_MEMORY = 87
+"""Exit code of a worker that reached its limit: what leaked stays leaked, so it makes room for a new one."""
+
+_CALLER = f'"{load.__code__.co_filename}"'
+
+_callees: list[Callee | str] = []
+_trace = -1
+
+
+def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float, main: str | None) -> None:
+    """Prepare this process: on its own, limited, with all functions loaded.
+
+    A function that cannot be loaded fails at each call instead: a process that fails here would be started again and
+    again.
+
+    Args:
+        parent: Process id of the pool's.
+        specs: Pickled `RewardFunction`s.
+        folder: Where traces go.
+        path: Where modules are found, as in the pool's process.
+        gigabytes: Limit of the address space.
+        main: The main script, if a function belongs to it.
+    """
+    global _trace
+    os.setsid()
+    die_with(parent)
+    forget_the_trainer()
+    limit_memory(gigabytes)
+    logging.basicConfig(level=logging.WARNING)
+    os.environ[IN_WORKER] = "1"
+    sys.path[:] = path
+    _trace = os.open(Path(folder) / str(os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    faulthandler.enable(file=_trace)
+    trouble = _run_main(main) if main is not None else ""
+    _callees[:] = [_load(spec) if spec else "" for spec in specs] if not trouble else [trouble] * len(specs)
+
+
+def _run_main(path: str) -> str:
+    """Run the main script as a module under which its functions are found; say what went wrong, if anything."""
+    module = ModuleType("__mp_main__")
+    try:
+        module.__dict__.update(runpy.run_path(path, run_name="__mp_main__"))
+    except BaseException:
+        return traceback.format_exc()
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    return ""
+
+
+def _load(spec: bytes) -> Callee | str:
+    try:
+        return load(pickle.loads(spec), check=False)
+    except BaseException:
+        return traceback.format_exc()
+
+
+def ready() -> list[str]:
+    """Say that a worker is there, and per function why it could not be loaded, or ""."""
+    return [callee if isinstance(callee, str) else "" for callee in _callees]
+
+
+def run(task: int, function: int, columns: bytes, deadline: float) -> bytes:
+    """Call a function with a part of a batch.
+
+    Args:
+        task: Number of the task, which its trace begins with.
+        function: Place of the function.
+        columns: The pickled columns.
+        deadline: Seconds after which the process will be killed; a little before, where it stands is written down.
+
+    Returns:
+        The pickled outcome: no object of the user's is pickled where it could break the pool.
+    """
+    _begin_trace(task)
+    faulthandler.dump_traceback_later(0.9 * deadline, file=_trace)
+    try:
+        return _outcome(function, columns)
+    except MemoryError as error:
+        os.write(_trace, "".join(traceback.format_exception(error)).encode())
+        os._exit(OUT_OF_MEMORY)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _outcome(function: int, pickled: bytes) -> bytes:
+    callee = _callees[function]
+    columns = pickle.loads(pickled)
+    count = len(columns["completions"])
+    if isinstance(callee, str):
+        return pickle.dumps(failed(count, "error", "ImportError", callee))
+    outcome = call(callee, columns)
+    try:
+        return pickle.dumps(outcome)
+    except Exception as error:
+        problem = f"what it logged cannot be sent to another process ({type(error).__name__}: {error})"
+        return pickle.dumps(failed(count, "error", type(error).__name__, problem, outcome.seconds))
+
+
+def _begin_trace(task: int) -> None:
+    os.ftruncate(_trace, 0)
+    os.lseek(_trace, 0, os.SEEK_SET)
+    os.write(_trace, b"%d\n" % task)
+
+
+def read_trace(folder: Path, task: int) -> str:
+    """What the worker that had a task wrote about where it stood, if it came to that; the file is removed."""
+    for file in folder.iterdir():
+        head, _, rest = file.read_text(encoding="utf-8", errors="replace").partition("\n")
+        if head == str(task):
+            file.unlink()
+            return _of_the_user(rest).strip()
+    return ""
+
+
+def _of_the_user(stack: str) -> str:
+    """A stack without the frames below the call of the function."""
+    kept, ours = [], False
+    for line in stack.splitlines():
+        ours = line.startswith("  File") and (ours or _CALLER in line)
+        if not ours:
+            kept.append(line)
+    return "\n".join(kept)

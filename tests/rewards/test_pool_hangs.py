@@ -1,0 +1,214 @@
+"""Functions that hang, crash or eat the memory: marked, killed, replaced, and nothing is left of them."""
+
+import gc
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from pebble import ProcessPool
+from pebble.pool.process import PoolManager
+
+from tests.rewards import reward_functions as functions
+from tests.rewards.conftest import wait_for, workers
+from tokencredit.rewards import RewardFunction, RewardPool
+
+MakePool = Callable[..., RewardPool]
+GRACE = 5.0
+"""How much later than its deadline a batch may be back, with interpreters starting on busy cores."""
+
+
+def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
+    pool = make_pool(functions.obey)
+    texts = ["fine"] * 64
+    for row, text in {3: "sleep", 9: "spin", 20: "exit", 33: "bomb", 50: "raise"}.items():
+        texts[row] = text
+    assert pool.score(["fine"]).status == [["ok"]]
+    start = time.monotonic()
+    batch = pool.score(texts)
+    assert time.monotonic() - start < 3 * pool.timeout + GRACE, "three were stuck, two at a time"
+    marked = {row: status[0] for row, status in enumerate(batch.status) if status != ["ok"]}
+    # The memory runs out before the time does, unless the machine is busy.
+    assert marked == {3: "timeout", 9: "timeout", 20: "error", 33: marked[33], 50: "error"}
+    assert [value[0] for value in batch.values] == [None if row in marked else 1.0 for row in range(64)]
+    assert batch.failed_share("obey") == 5 / 64
+    kinds = {failure.row: failure.kind for failure in batch.failures}
+    assert kinds[3] == kinds[9] == "deadline"
+    assert kinds[20] == "exit code 3"
+    assert kinds[33] in ("MemoryError", "deadline")
+    assert kinds[50] == "ArithmeticError"
+    assert {row for _, row, _ in batch.slowest(2)} <= {3, 9, 33}
+    assert wait_for(lambda: len(workers()) == 2), "at full strength"
+    assert pool.score(["fine"] * 8).status == [["ok"]] * 8
+
+
+def test_where_it_was_stuck_is_said(make_pool: MakePool) -> None:
+    batch = make_pool(functions.obey).score(["sleep", "spin", "crash"])
+    details = {failure.row: failure.detail for failure in batch.failures}
+    assert 'reward_functions.py", line' in details[0]
+    assert "in match" in details[1]
+    assert "Segmentation fault" in details[2]
+    assert "string_at" in details[2]
+    assert not any("tokencredit" in detail for detail in (details[0], details[1]) if "/rewards/worker" in detail)
+
+
+def test_a_memory_bomb_alone_is_an_error(make_pool: MakePool) -> None:
+    (failure,) = make_pool(functions.obey, timeout=20).score(["bomb"]).failures
+    assert failure.kind == "MemoryError"
+    assert "hoard" in failure.detail
+
+
+def test_all_64_stuck(make_pool: MakePool) -> None:
+    pool = make_pool(functions.obey, batch_timeout=2)
+    pool.score(["fine"])
+    start = time.monotonic()
+    batch = pool.score(["spin"] * 64)
+    assert time.monotonic() - start < 2 + GRACE
+    assert batch.status == [["timeout"]] * 64
+    kinds = {failure.kind for failure in batch.failures}
+    assert kinds >= {"deadline", "batch deadline, not begun"}
+    assert pool.score(["fine"] * 8).status == [["ok"]] * 8
+
+
+def test_a_stuck_batched_function_ends_at_the_batch_deadline(make_pool: MakePool) -> None:
+    pool = make_pool(RewardFunction(functions.batch_sleeps, batched=True), functions.count_words, batch_timeout=1)
+    start = time.monotonic()
+    batch = pool.score(["x", "x x"])
+    assert time.monotonic() - start < 1 + GRACE
+    assert batch.status == [["timeout", "ok"], ["timeout", "ok"]]
+
+
+@pytest.mark.parametrize("text", ["children", "orphan"])
+def test_children_of_a_killed_worker_die_too(make_pool: MakePool, text: str) -> None:
+    def sleepers() -> list[int]:
+        return [
+            p.pid
+            for p in psutil.process_iter(["cmdline"])
+            if "import time; time.sleep(600)" in (p.info["cmdline"] or [])
+        ]
+
+    before = sleepers()
+    batch = make_pool(functions.obey, timeout=1).score([text])
+    assert batch.status == [["timeout" if text == "children" else "error"]]
+    assert wait_for(lambda: sleepers() == before)
+
+
+@pytest.mark.parametrize("others", ["fine", "exit"])
+def test_the_ones_that_die_at_once_are_the_only_ones(make_pool: MakePool, others: str) -> None:
+    """However fast they die: nobody else's result is lost, and they are not mistaken for slow."""
+    pool = make_pool(functions.obey, timeout=5)
+    for _ in range(3):
+        batch = pool.score(["exit", *[others] * 5, "exit", "fine"])
+        assert [failure.kind for failure in batch.failures] == ["exit code 3"] * (2 if others == "fine" else 7)
+
+
+def test_what_is_used_of_pebble_is_there() -> None:
+    """A private part, in a narrow range of versions."""
+    assert set(inspect.signature(PoolManager.find_expired_task).parameters) == {"self", "worker_id"}
+    assert "find_expired_task(worker_id)" in inspect.getsource(PoolManager.handle_worker_expiration)
+    assert "except LookupError" in inspect.getsource(PoolManager.handle_worker_expiration)
+    assert "self._pool_manager: PoolManager" in inspect.getsource(ProcessPool.__init__)
+
+
+def test_workers_that_are_killed_between_batches_are_replaced(make_pool: MakePool) -> None:
+    """As by a kernel short of memory."""
+    pool = make_pool(functions.obey)
+    pool.score(["fine"])
+    assert wait_for(lambda: len(workers()) == 2)
+    for child in workers():
+        child.kill()
+    time.sleep(0.5)
+    assert pool.score(["fine"] * 8).status == [["ok"]] * 8
+
+
+def test_an_interrupted_batch_does_not_delay_the_next(make_pool: MakePool) -> None:
+    pool = make_pool(functions.obey, timeout=30, batch_timeout=60)
+    pool.score(["fine"])
+    previous = signal.signal(signal.SIGALRM, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        pool.score(["sleep"] * 8)
+    signal.signal(signal.SIGALRM, previous)
+    start = time.monotonic()
+    assert pool.score(["fine"] * 2).status == [["ok"]] * 2
+    assert time.monotonic() - start < GRACE
+
+
+def test_a_fork_that_ends_leaves_the_workers_alone(make_pool: MakePool) -> None:
+    pool = make_pool(functions.process_id, workers=1)
+    before = pool.score(["x"]).values
+    child = os.fork()
+    if child == 0:
+        pool.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert pool.score(["x"]).values == before
+
+
+@pytest.mark.slow
+def test_thirty_stuck_batches_leak_nothing(make_pool: MakePool) -> None:
+    pool = make_pool(functions.obey, timeout=0.2, batch_timeout=0.4)
+    this = psutil.Process()
+    counts = []
+    for _ in range(30):
+        assert {status for (status,) in pool.score(["spin"] * 64).status} == {"timeout"}
+        gc.collect()
+        counts.append((this.num_fds(), this.num_threads(), this.memory_info().rss))
+    assert wait_for(lambda: len(workers()) == 2)
+    assert len(list(pool._processes.folder.iterdir())) <= 4
+    files, threads, memory = zip(*counts[5:], strict=True)
+    # A pool that is being replaced holds a few more for a moment.
+    assert max(files[-5:]) <= max(files[:5]) + 4
+    assert max(threads[-5:]) <= max(threads[:5]) + 1
+    assert memory[-1] - memory[0] < 8 * 2**20, "less than a third of a MiB a batch"
+
+
+PARENT = """
+import os, sys, threading, time
+from tokencredit.rewards import RewardPool
+from tests.rewards.reward_functions import obey
+
+pool = RewardPool([obey], workers=2, timeout=30)
+pool.score(["fine"] * 4)
+threading.Thread(target=lambda: pool.score(["spin"] * 2), daemon=True).start()
+time.sleep(0.5)
+print("ready", flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["time.sleep(60)", "raise SystemExit", "pool.close()", "os._exit(0)"])
+def test_workers_end_with_the_process_that_started_them(end: str) -> None:
+    """Even those that spin in C, and even if it is killed."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", PARENT.format(end=end)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        children: list[psutil.Process] = []
+        assert parent.stdout.readline() == "ready\n"
+        if parent.poll() is None:
+            children = psutil.Process(parent.pid).children(recursive=True)
+        if end.startswith("time"):
+            assert len(workers_of(children)) == 2
+            parent.send_signal(signal.SIGKILL)
+        parent.wait(timeout=20)
+        assert wait_for(lambda: not [child for child in workers_of(children) if child.is_running()])
+
+
+def workers_of(children: list[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for child in children:
+        try:
+            if "multiprocessing-fork" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
