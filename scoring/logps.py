@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.errors import InputError
-from tokencredit.scoring.prefix_tree import IGNORED_LABEL, PrefixTree, grouped, prefix_tree
-from tokencredit.scoring.shared_forward import refusal, tree_inputs
+from tokencredit.scoring.prefix_tree import PrefixTree, grouped
+from tokencredit.scoring.shared_forward import MAX_ROWS, lay_out, packed_trees, refusal, run_trees
 from tokencredit.scoring.trl_compat import OUTPUTS, fused_lm_head
 
-_MAX_ROWS = 4096
+_IGNORED_LABEL = -100
 
 
 @overload
@@ -94,13 +94,14 @@ def sequence_logps(
         )
         scores = [nothing] * len(sequences)
         shared = _shared(model, base, sequences, batch_tokens) if share_prefixes else []
-        trees = [prefix_tree([sequences[row] for row in rows]) for rows in shared]
+        trees, shared = packed_trees(sequences, shared) if shared else ([], [])
         for lines in _batches(list(map(len, trees)), batch_tokens):
             values = _forward_trees(model, [trees[line] for line in lines], base, outputs)
-            for i, line in enumerate(lines):
+            for line in lines:
                 for row, places in zip(shared[line], trees[line].places, strict=True):
                     at = torch.from_numpy(places).to(base.device)
-                    scores[row] = tuple(value[i, at] for value in values)
+                    scores[row] = tuple(value[at] for value in values)
+                values = [value[len(trees[line].heads) :] for value in values]
         alone = sorted(set(range(len(sequences))) - {row for rows in shared for row in rows})
         # A sequence of one token has nothing to score.
         alone = [row for row in alone if len(sequences[row]) > 1]
@@ -117,7 +118,7 @@ def _shared(model: nn.Module, base: Any, sequences: list[list[int]], batch_token
     config = base.config.get_text_config()
     longest = max(map(len, sequences), default=0)
     # A line's mask has a byte for each pair of its rows.
-    max_rows = max(longest, min(batch_tokens, _MAX_ROWS))
+    max_rows = max(longest, min(batch_tokens, MAX_ROWS))
     groups = [rows for rows in grouped(sequences, hidden_size=config.hidden_size, max_rows=max_rows) if len(rows) > 1]
     reason = refusal(model, config) if groups else None
     if reason is not None:
@@ -151,9 +152,9 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _forward_trees(model: nn.Module, trees: list[PrefixTree], base: Any, outputs: tuple[str, ...]) -> list[Tensor]:
-    """One forward over trees: a tensor `[B, R]` per output."""
-    inputs = tree_inputs(trees, base.config.get_text_config(), base.dtype, base.device)
-    output = model(**inputs, fused_lm_head=True)
+    """One forward over trees: a tensor per output, the predictions of one tree after those of the other."""
+    lines = {name: value.to(base.device) for name, value in lay_out(trees).items()}
+    output = run_trees(model, base, lines)
     return [getattr(output, name) for name in outputs]
 
 
@@ -170,7 +171,7 @@ def _forward(
     ids, mask = ids.to(device), mask.to(device)
     # Padding stands on the right, where the model's own positions 0, 1, 2, … are the right ones.
     output = model(
-        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, IGNORED_LABEL), fused_lm_head=True
+        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, _IGNORED_LABEL), fused_lm_head=True
     )
     # Prompt-learning adapters put virtual tokens in front.
     return [getattr(output, name)[:, 1 - width :] for name in outputs]

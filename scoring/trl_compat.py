@@ -43,6 +43,7 @@ __all__ = [
     "OUTPUTS",
     "DataCollatorForLanguageModeling",
     "DataCollatorForPreference",
+    "bare_model",
     "disable_gradient_checkpointing",
     "fused_lm_head",
     "prepare_deepspeed",
@@ -51,6 +52,13 @@ __all__ = [
 ]
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+def bare_model(model: nn.Module) -> PreTrainedModel:
+    """The language model inside DDP, a DeepSpeed engine and PEFT: the one that carries the fused head."""
+    base: Any = extract_model_from_parallel(model, keep_torch_compile=False)
+    found: PreTrainedModel = base.get_base_model() if isinstance(base, PeftModel) else base
+    return found
 
 
 @contextmanager
@@ -76,9 +84,7 @@ def fused_lm_head(
     Raises:
         InputError: If an adapter (LoRA and the like) sits on the output head itself.
     """
-    base = extract_model_from_parallel(model, keep_torch_compile=False)
-    if isinstance(base, PeftModel):
-        base = base.get_base_model()
+    base = bare_model(model)
     # The kernel reads the head's weight without calling the head: the adapter would be left out in silence.
     if isinstance(base.get_output_embeddings(), BaseTunerLayer):
         raise InputError(
@@ -110,8 +116,7 @@ def weigh_log_probs(model: nn.Module) -> None:
     Args:
         model: A causal language model whose forward takes `fused_lm_head=True`, plain or wrapped.
     """
-    base: Any = extract_model_from_parallel(model, keep_torch_compile=False)
-    base = base.get_base_model() if isinstance(base, PeftModel) else base
+    base: Any = bare_model(model)
     inner: Callable[..., Any] = base.forward
 
     @wraps(inner)
