@@ -71,8 +71,8 @@ def batch_trees(
         multiple_of: Rows per line are padded to a multiple of it.
 
     Returns:
-        `counts` `[2]`, the rows of the trees and what they would be without sharing; and if trees are laid out what
-        the module's docstring names, with `places` `[S, T − 1]`, −1 where nothing is scored.
+        `counts` `[3]`: the rows of the trees, what they would be without sharing, and 1 if trees are laid out; then
+        also what the module's docstring names, with `places` `[S, T − 1]`, −1 where nothing is scored.
     """
     lengths = attention_mask.sum(1).tolist()
     sequences = [row[:length] for row, length in zip(input_ids.tolist(), lengths, strict=True)]
@@ -80,10 +80,11 @@ def batch_trees(
     groups = grouped(sequences, hidden_size=hidden_size, max_rows=max(2 * longest, MAX_ROWS))
     trees, members = packed_trees(sequences, groups)
     alone = sum(length - 1 for length in lengths)
-    found = {"counts": torch.tensor([sum(map(len, trees)), alone])}
     rows = max(map(len, trees))
     cost = len(trees) * rows * (1 + rows / (6 * hidden_size))
-    if not always and cost >= input_ids.numel() * (1 + input_ids.size(1) / (12 * hidden_size)):
+    used = always or cost < input_ids.numel() * (1 + input_ids.size(1) / (12 * hidden_size))
+    found = {"counts": torch.tensor([sum(map(len, trees)), alone, int(used)])}
+    if not used:
         return found
     lines = lay_out(trees, multiple_of=multiple_of)
     places = np.full((len(sequences), input_ids.size(1) - 1), -1)
@@ -91,9 +92,9 @@ def batch_trees(
         for row, own in zip(sequences_of_line, tree.places, strict=True):
             places[row, : len(own)] = offset + own
     places[~scored[:, 1:].bool().numpy()] = -1
-    used, numbered = np.unique(places[places >= 0], return_inverse=True)
+    wanted, numbered = np.unique(places[places >= 0], return_inverse=True)
     places[places >= 0] = numbered
-    kept = torch.from_numpy(used)
+    kept = torch.from_numpy(wanted)
     lines["heads"], lines["labels"] = lines["heads"][kept], lines["labels"][kept]
     return found | lines | {"places": torch.from_numpy(places)}
 
