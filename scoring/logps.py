@@ -13,6 +13,7 @@ from tokencredit.scoring.shared_forward import MAX_ROWS, lay_out, packed_trees, 
 from tokencredit.scoring.trl_compat import OUTPUTS, fused_lm_head
 
 _IGNORED_LABEL = -100
+Scores = list[Tensor] | list[tuple[Tensor, ...]]
 
 
 @overload
@@ -47,7 +48,7 @@ def sequence_logps(
     temperature: float = 1.0,
     outputs: tuple[str, ...] = ("log_probs",),
     batch_tokens: int = 16384,
-) -> list[Tensor] | list[tuple[Tensor, ...]]:
+) -> Scores:
     """Score tokens 1.. of each sequence, given the tokens before.
 
     ℓ_t = log π(y_t | y_<t), π = softmax(logits / temperature), t = 1 … n−1
@@ -80,19 +81,10 @@ def sequence_logps(
         InputError: If a sequence is empty or holds an id outside the vocabulary, an output is unknown, or the
             temperature is not positive; or if an adapter sits on the output head itself.
     """
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown or not outputs:
-        raise InputError("outputs", f"cannot compute {unknown or 'nothing'}", f"use a tuple of {', '.join(OUTPUTS)}")
-    if temperature <= 0:
-        raise InputError("temperature", f"{temperature} is not positive", "use a number above 0")
-
+    check_outputs(outputs, temperature)
     with fused_lm_head(model, temperature=temperature, outputs=outputs) as base:
-        _check_ids(sequences, base.config.get_text_config().vocab_size)
-        nothing = tuple(
-            torch.empty(0, dtype=torch.bool if name == "is_top1" else torch.float32, device=base.device)
-            for name in outputs
-        )
-        scores = [nothing] * len(sequences)
+        check_ids(sequences, base.config.get_text_config().vocab_size)
+        scores = [unscored(outputs, base.device)] * len(sequences)
         shared = _shared(model, base, sequences, batch_tokens) if share_prefixes else []
         trees, shared = packed_trees(sequences, shared) if shared else ([], [])
         for lines in _batches(list(map(len, trees)), batch_tokens):
@@ -127,7 +119,23 @@ def _shared(model: nn.Module, base: Any, sequences: list[list[int]], batch_token
     return groups
 
 
-def _check_ids(sequences: list[list[int]], vocab_size: int) -> None:
+def check_outputs(outputs: tuple[str, ...], temperature: float) -> None:
+    """Refuse names that are no outputs, none at all, and a temperature that is not positive."""
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown or not outputs:
+        raise InputError("outputs", f"cannot compute {unknown or 'nothing'}", f"use a tuple of {', '.join(OUTPUTS)}")
+    if temperature <= 0:
+        raise InputError("temperature", f"{temperature} is not positive", "use a number above 0")
+
+
+def unscored(outputs: tuple[str, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The numbers of no token."""
+    types = {"is_top1": torch.bool}
+    return tuple(torch.empty(0, dtype=types.get(name, torch.float32), device=device) for name in outputs)
+
+
+def check_ids(sequences: list[list[int]], vocab_size: int) -> None:
+    """Refuse an empty sequence and a token outside the vocabulary."""
     for i, sequence in enumerate(sequences):
         if not sequence:
             raise InputError(f"sequences[{i}]", "is empty", "give at least one token")

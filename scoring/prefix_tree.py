@@ -124,7 +124,7 @@ def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 class _Builder:
-    """Takes sequences in lexical order. Further children of a row are numbered from −1 down until all rows are known."""
+    """Takes sequences in lexical order. Further children are numbered from −1 down until all rows are known."""
 
     def __init__(self, capacity: int, longest: int) -> None:
         self.tokens, self.positions, self.ends, self.labels = (np.zeros(capacity, dtype=np.int64) for _ in range(4))

@@ -144,16 +144,29 @@ def run_trees(model: Callable[..., Any], base: Any, lines: dict[str, Tensor], **
         keywords: For the model.
     """
     config = base.config.get_text_config()
-    mask = _masks(lines["positions"], lines["ends"], config, _attention_dtype(base))
-    with handing_on(base.base_model, lines["heads"]):
-        outputs = model(
-            input_ids=lines["tokens"],
-            position_ids=lines["positions"],
-            attention_mask=mask,
-            shift_labels=lines["labels"][None],
-            fused_lm_head=True,
-            **keywords,
-        )
+    inputs = {
+        "input_ids": lines["tokens"],
+        "position_ids": lines["positions"],
+        "attention_mask": _masks(lines["positions"], lines["ends"], config, attention_dtype(base)),
+    }
+    return run_rows(model, base, inputs, lines["heads"], lines["labels"], **keywords)
+
+
+def run_rows(
+    model: Callable[..., Any], base: Any, inputs: dict[str, Any], heads: Tensor, labels: Tensor, **keywords: Any
+) -> Any:
+    """One forward with numbers for chosen rows only.
+
+    Args:
+        model: As for `run_trees`.
+        base: As for `run_trees`.
+        inputs: `input_ids` `[L, R]`, and what belongs to them.
+        heads: `[N]`, rows of the flattened lines.
+        labels: `[N]`, the token whose numbers are wanted there.
+        keywords: For the model.
+    """
+    with handing_on(base.base_model, heads):
+        outputs = model(**inputs, shift_labels=labels[None], fused_lm_head=True, **keywords)
     for name in OUTPUTS:
         values = getattr(outputs, name)
         setattr(outputs, name, None if values is None else values[0])
@@ -164,7 +177,7 @@ def run_trees(model: Callable[..., Any], base: Any, lines: dict[str, Tensor], **
 def handing_on(backbone: nn.Module, rows: Tensor) -> Iterator[None]:
     """Let the layers hand only these rows of the flattened lines to the output head, as one line `[1, N, H]`.
 
-    The vocabulary is the widest matrix of a small model: rows of a prompt, and of padding, need not be multiplied by it.
+    The vocabulary is the widest matrix of a small model: rows of prompts and of padding need not be multiplied by it.
     """
 
     def select(_module: nn.Module, _arguments: Any, outputs: Any) -> None:
@@ -210,7 +223,7 @@ def share_prefixes(model: nn.Module) -> None:
     base.forward = forward
 
 
-def _attention_dtype(base: Any) -> torch.dtype:
+def attention_dtype(base: Any) -> torch.dtype:
     """What queries come in; a mask of another type would be converted in every layer."""
     device = base.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.dtype  # type: ignore[no-any-return]

@@ -56,7 +56,8 @@ class TokenPairCollator(DataCollatorForPreference):
 
     Rows are `[chosen, rejected]` as in `input_ids`, cut where the ids are cut: `token_weights` (1 on prompt and
     padding; the completion mask decides what counts), `token_classes` (indices into `classes`, −1 elsewhere) and
-    `ref_logps` (ℓ^ref at the token it belongs to, 0 elsewhere), each where the rows have it. And the trees of the batch.
+    `ref_logps` (ℓ^ref at the token it belongs to, 0 elsewhere), each where the rows have it. And the trees of
+    the batch.
 
     Args:
         classes: Names of the token classes, in the order of their indices.

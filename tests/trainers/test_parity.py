@@ -1,6 +1,7 @@
 """Without barrier and weights TAB-PO is TRL's DPO: every loss and every gradient, however the model is trained.
 
-Common prefixes are computed once here, as they are for `trainer: dpo`, which is TRL's DPO by itself. Tolerance 1e-6, absolute and relative: gradients are of order 0.01 to 1 and float32 sums are taken in another order. The second step
+Common prefixes are computed once here, as they are for `trainer: dpo`, which is TRL's DPO by itself. Tolerance 1e-6,
+absolute and relative: gradients are of order 0.01 to 1 and float32 sums are taken in another order. The second step
 starts from parameters that the first has moved, so that the policy differs from the reference.
 """
 
