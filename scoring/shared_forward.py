@@ -20,6 +20,7 @@ from tokencredit.scoring.trl_compat import OUTPUTS, bare_model
 
 SUPPORTED = ("gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """`model_type` of the architectures whose numbers the tests compare with those of the padded forward."""
+_WORTH_IT = 0.95
 MAX_ROWS = 4096
 """Of a line with several sequences, unless two of them need more: a mask has an entry for each pair of its rows."""
 _ATTENTION = ("sdpa", "eager")
@@ -60,7 +61,7 @@ def batch_trees(
     """Merge the sequences of a batch that is padded on the right, where one forward over trees costs less [O].
 
     The cost is that of `grouped`, over all lines and their padding, against half the attention for the padded batch,
-    whose kernels skip what a causal mask hides.
+    whose kernels skip what a causal mask hides. A saving below a twentieth does not count: masks have to be made.
 
     Args:
         input_ids: `[S, T]`.
@@ -82,7 +83,8 @@ def batch_trees(
     alone = sum(length - 1 for length in lengths)
     rows = max(map(len, trees))
     cost = len(trees) * rows * (1 + rows / (6 * hidden_size))
-    used = always or cost < input_ids.numel() * (1 + input_ids.size(1) / (12 * hidden_size))
+    padded = input_ids.numel() * (1 + input_ids.size(1) / (12 * hidden_size))
+    used = always or cost < _WORTH_IT * padded
     found = {"counts": torch.tensor([sum(map(len, trees)), alone, int(used)])}
     if not used:
         return found
