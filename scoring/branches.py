@@ -151,7 +151,8 @@ def _padded(
     model: nn.Module, trunk: list[int], branches: Sequence[Branch], temperature: float, outputs: tuple[str, ...]
 ) -> Scores:
     whole = [[*trunk[:place], *tokens] for place, tokens in branches]
-    found: Any = sequence_logps(model, whole, share_prefixes=False, temperature=temperature, outputs=outputs)  # type: ignore[call-overload]
+    options: Any = {"share_prefixes": False, "temperature": temperature, "outputs": outputs}
+    found: Any = sequence_logps(model, whole, **options)
     counts = [len(tokens) for _, tokens in branches]
     if len(outputs) == 1:
         return [score[-count:] for score, count in zip(found, counts, strict=True)]

@@ -228,7 +228,7 @@ def share_prefixes(model: nn.Module) -> None:
 def attention_dtype(base: Any) -> torch.dtype:
     """What queries come in; a mask of another type would be converted in every layer."""
     device = base.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.dtype  # type: ignore[no-any-return]
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.dtype
 
 
 def _masks(positions: Tensor, ends: Tensor, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:

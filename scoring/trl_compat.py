@@ -57,8 +57,8 @@ OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 def bare_model(model: nn.Module) -> PreTrainedModel:
     """The language model inside DDP, a DeepSpeed engine and PEFT: the one that carries the fused head."""
     base: Any = extract_model_from_parallel(model, keep_torch_compile=False)
-    found: PreTrainedModel = base.get_base_model() if isinstance(base, PeftModel) else base
-    return found
+    found: Any = base.get_base_model() if isinstance(base, PeftModel) else base
+    return found  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -34,8 +34,8 @@ class PairSettings(TokenWeighted):
 
     def __post_init__(self) -> None:
         # YAML reads a bare `on` and `off` as booleans.
-        if isinstance(self.share_prefixes, bool):
-            self.share_prefixes = "on" if self.share_prefixes else "off"
+        given: Any = self.share_prefixes
+        self.share_prefixes = {True: "on", False: "off"}.get(given, given)
         super().__post_init__()
 
     @classmethod

@@ -75,10 +75,11 @@ class WeightedDPOTrainer(TokenPairTrainer):
             # TRL averages over batches what it logs.
             gathered = self.accelerator.gather(inputs[TREES]["counts"][None]).double()
             distinct, alone, used = gathered.sum(0).tolist()
-            found: Any = self._metrics["train" if self.model.training else "eval"]
+            module: Any = self.model
+            found: Any = self._metrics["train" if module.training else "eval"]
             found["shared_prefix/token_ratio"].append(distinct / alone)
             found["shared_prefix/used"].append(used / len(gathered))
-        return super()._compute_loss(model, inputs, return_outputs)
+        return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[no-untyped-call]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if args.use_weighting and set(WEIGHTS) & set(first_row(dataset)):
