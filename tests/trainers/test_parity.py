@@ -130,6 +130,8 @@ SPREADS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("spread", SPREADS)
 def test_two_processes(spread: str, stock: Any, tiny_model: Path, tmp_path: Path) -> None:
     keys, options = SPREADS[spread]
+    # TRL's precomputed sums lie in the dataset's cache folder, of which each process has one for data in memory.
+    forms = [*FORMS] if "precompute_ref_log_probs" in keys else [*FORMS, "dpo"]
     runs = {
         form: {
             "model": str(tiny_model),
@@ -138,7 +140,7 @@ def test_two_processes(spread: str, stock: Any, tiny_model: Path, tmp_path: Path
             "keys": ours(form)[1] | {"per_device_train_batch_size": 4, **keys},
             **options,
         }
-        for form in [*FORMS, "dpo"]
+        for form in forms
     }
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
