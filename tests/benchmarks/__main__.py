@@ -12,12 +12,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import first_step, preference, recipe_overhead, shared_prefix, startup
+from tests.benchmarks import (
+    branches,
+    first_step,
+    preference,
+    prefix_groups,
+    recipe_overhead,
+    shared_prefix,
+    startup,
+)
 from tokencredit.cluster.quiet import quieten
 
 quieten()
 torch.set_num_threads(1)
-known = (startup, first_step, recipe_overhead, preference, shared_prefix)
+known = (startup, first_step, recipe_overhead, preference, shared_prefix, prefix_groups, branches)
 chosen = [module for module in known if not sys.argv[1:] or module.__name__.rpartition(".")[2] in sys.argv[1:]]
 console = Console()
 table = Table("comparison", "baseline", "ours", "unit", "ratio", "pairs: min to max", box=None)
