@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tokencredit.errors import InputError
 from tokencredit.scoring.prefix_tree import PrefixTree, grouped
-from tokencredit.scoring.shared_forward import MAX_ROWS, lay_out, packed_trees, refusal, run_trees
+from tokencredit.scoring.shared_forward import refusal, run_trees
+from tokencredit.scoring.tree_batch import MAX_ROWS, lay_out, packed_trees
 from tokencredit.scoring.trl_compat import OUTPUTS, fused_lm_head
 
 _IGNORED_LABEL = -100

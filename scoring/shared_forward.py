@@ -1,28 +1,19 @@
-"""The forward over prefix trees: what the model is given, and which models can take it.
+"""The forward over prefix trees: what the model is given, and which models can take it."""
 
-A batch of trees is a dictionary of tensors, so that it travels like the rest of a batch: `tokens`, `positions`, `ends`
-`[L, R]` (L lines of R rows), `heads` and `labels` `[N]` (rows of the flattened lines and what they predict), and
-`places`, which says where in the N predictions a sequence's tokens stand.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from tokencredit.scoring.prefix_tree import PrefixTree, grouped, packed, prefix_tree
 from tokencredit.scoring.trl_compat import OUTPUTS, bare_model
 
 SUPPORTED = ("gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """`model_type` of the architectures whose numbers the tests compare with those of the padded forward."""
-_WORTH_IT = 0.95
-MAX_ROWS = 4096
-"""Of a line with several sequences, unless two of them need more: a mask has an entry for each pair of its rows."""
 _ATTENTION = ("sdpa", "eager")
 _LAYERS = {"full_attention", "sliding_attention"}
 
@@ -49,100 +40,15 @@ def refusal(model: nn.Module, config: Any) -> str | None:
     return None
 
 
-def batch_trees(
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    scored: Tensor,
-    *,
-    hidden_size: int,
-    always: bool = False,
-    multiple_of: int | None = None,
-) -> dict[str, Tensor]:
-    """Merge the sequences of a batch that is padded on the right, where one forward over trees costs less [O].
-
-    The cost is that of `grouped`, over all lines and their padding, against half the attention for the padded batch,
-    whose kernels skip what a causal mask hides. A saving below a twentieth does not count: masks have to be made.
-
-    Args:
-        input_ids: `[S, T]`.
-        attention_mask: `[S, T]`, 1 on tokens.
-        scored: `[S, T]`, 1 on the tokens whose numbers are wanted.
-        hidden_size: Of the model.
-        always: Lay out trees, whatever they cost.
-        multiple_of: Rows per line are padded to a multiple of it.
-
-    Returns:
-        `counts` `[3]`: the rows of the trees, what they would be without sharing, and 1 if trees are laid out; then
-        also what the module's docstring names, with `places` `[S, T − 1]`, −1 where nothing is scored.
-    """
-    lengths = attention_mask.sum(1).tolist()
-    sequences = [row[:length] for row, length in zip(input_ids.tolist(), lengths, strict=True)]
-    longest = max(lengths)
-    groups = grouped(sequences, hidden_size=hidden_size, max_rows=max(2 * longest, MAX_ROWS))
-    trees, members = packed_trees(sequences, groups)
-    alone = sum(length - 1 for length in lengths)
-    rows = max(map(len, trees))
-    cost = len(trees) * rows * (1 + rows / (6 * hidden_size))
-    padded = input_ids.numel() * (1 + input_ids.size(1) / (12 * hidden_size))
-    used = always or cost < _WORTH_IT * padded
-    found = {"counts": torch.tensor([sum(map(len, trees)), alone, int(used)])}
-    if not used:
-        return found
-    lines = lay_out(trees, multiple_of=multiple_of)
-    places = np.full((len(sequences), input_ids.size(1) - 1), -1)
-    for offset, tree, sequences_of_line in zip(_offsets(trees), trees, members, strict=True):
-        for row, own in zip(sequences_of_line, tree.places, strict=True):
-            places[row, : len(own)] = offset + own
-    places[~scored[:, 1:].bool().numpy()] = -1
-    wanted, numbered = np.unique(places[places >= 0], return_inverse=True)
-    places[places >= 0] = numbered
-    kept = torch.from_numpy(wanted)
-    lines["heads"], lines["labels"] = lines["heads"][kept], lines["labels"][kept]
-    return found | lines | {"places": torch.from_numpy(places)}
-
-
-def packed_trees(
-    sequences: Sequence[Sequence[int]], groups: Sequence[list[int]]
-) -> tuple[list[PrefixTree], list[list[int]]]:
-    """Make each group a tree, and put several into a line where the longest leaves room.
-
-    Returns:
-        A tree per line, and the indices of its sequences.
-    """
-    sizes = [len(prefix_tree([sequences[row] for row in rows])) for rows in groups]
-    lines = [[row for place in line for row in groups[place]] for line in packed(sizes, max(sizes))]
-    return [prefix_tree([sequences[row] for row in line]) for line in lines], lines
-
-
-def _offsets(trees: Sequence[PrefixTree]) -> list[int]:
-    """Where the predictions of each tree begin among those of all."""
-    counts = [len(tree.heads) for tree in trees]
-    return [sum(counts[:line]) for line in range(len(trees))]
-
-
-def lay_out(trees: Sequence[PrefixTree], *, multiple_of: int | None = None) -> dict[str, Tensor]:
-    """Put trees one a line: `tokens`, `positions`, `ends`, `heads` and `labels`."""
-    rows = max(map(len, trees))
-    rows += -rows % (multiple_of or 1)
-    tokens, positions = (np.zeros((len(trees), rows), dtype=np.int64) for _ in range(2))
-    # A padding row sees itself only: a row of the mask without any key would give NaN.
-    ends = np.tile(np.arange(1, rows + 1), (len(trees), 1))
-    for line, tree in enumerate(trees):
-        own = slice(len(tree))
-        tokens[line, own], positions[line, own], ends[line, own] = tree.tokens, tree.positions, tree.ends
-    heads = np.concatenate([line * rows + tree.heads for line, tree in enumerate(trees)])
-    labels = np.concatenate([tree.labels for tree in trees])
-    arrays = {"tokens": tokens, "positions": positions, "ends": ends, "heads": heads, "labels": labels}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
 def run_trees(model: Callable[..., Any], base: Any, lines: dict[str, Tensor], **keywords: Any) -> Any:
     """One forward over trees: what a fused head returns, with a number per prediction, `[N]` each.
+
+    Where the experts' load is asked for, it is that of the sequences: a row counts as often as it is used.
 
     Args:
         model: What is called: a model with a fused head, plain or wrapped, or the forward of that.
         base: The bare model inside.
-        lines: As the module's docstring describes, on the model's device.
+        lines: As `tokencredit.scoring.tree_batch` describes, on the model's device.
         keywords: For the model.
     """
     config = base.config.get_text_config()
@@ -151,7 +57,32 @@ def run_trees(model: Callable[..., Any], base: Any, lines: dict[str, Tensor], **
         "position_ids": lines["positions"],
         "attention_mask": _masks(lines["positions"], lines["ends"], config, attention_dtype(base)),
     }
-    return run_rows(model, base, inputs, lines["heads"], lines["labels"], **keywords)
+    with router_logits_taken(base.base_model) as taken:
+        outputs = run_rows(model, base, inputs, lines["heads"], lines["labels"], **keywords)
+    if taken:
+        experts, chosen = config.num_experts, config.num_experts_per_tok
+        outputs.aux_loss = load_balancing_loss_func(taken[0], experts, chosen, lines["weights"])
+    return outputs
+
+
+@contextmanager
+def router_logits_taken(backbone: nn.Module) -> Iterator[list[Any]]:
+    """Take the router's logits from what the layers hand on, where there are any.
+
+    TRL's head would compute the load with the attention's mask, which for trees is none over tokens.
+    """
+    taken: list[Any] = []
+
+    def take(_module: nn.Module, _arguments: Any, outputs: Any) -> None:
+        if getattr(outputs, "router_logits", None) is not None:
+            taken.append(outputs.router_logits)
+            outputs.router_logits = None
+
+    hook = backbone.register_forward_hook(take)
+    try:
+        yield taken
+    finally:
+        hook.remove()
 
 
 def run_rows(
@@ -194,7 +125,7 @@ def handing_on(backbone: nn.Module, rows: Tensor) -> Iterator[None]:
 
 
 def share_prefixes(model: nn.Module) -> None:
-    """Let a fused head take `prefix_trees` (`batch_trees`), and return what it would for the padded batch.
+    """Let a fused head take `prefix_trees` (`tree_batch.batch_trees`), and return what it would for the padded batch.
 
     The caller sees `[S, T − 1]` numbers, 0 where nothing is scored, and one forward, as without trees. Put on a
     trainer's model after TRL's head and before `weigh_log_probs`; whatever wraps the model (PEFT, DDP, DeepSpeed) sees

@@ -176,7 +176,7 @@ def head_sums(outputs: Any, mask: Tensor, attention_mask: Tensor) -> dict[tuple[
 
 
 def shared_sums(counts: Tensor, pairs: int) -> dict[tuple[str, str], Tensor]:
-    """Sums behind `SHARED_RATIOS`, spread over pairs, from `counts` of `scoring.shared_forward.batch_trees`."""
+    """Sums behind `SHARED_RATIOS`, spread over pairs, from `counts` of `scoring.tree_batch.batch_trees`."""
     names = "distinct_tokens", "alone_tokens", "shared_batches", "batches"
     values = torch.cat([counts, torch.ones_like(counts[:1])]).float() / pairs
     return {(name, ""): value.expand(pairs) for name, value in zip(names, values, strict=True)}

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from tokencredit.errors import InputError
-from tokencredit.scoring.shared_forward import batch_trees, refusal, share_prefixes
+from tokencredit.scoring.shared_forward import refusal, share_prefixes
+from tokencredit.scoring.tree_batch import batch_trees
 from tokencredit.scoring.trl_compat import bare_model
 from tokencredit.trainers.settings import TokenWeighted
 
@@ -54,11 +55,13 @@ class SharedPairs:
     Args:
         hidden_size: Of the model; what attention costs is measured against it.
         always: Whether to lay out trees where they cost more than padding too.
+        whole: Whether last tokens have rows, as the load of a model's experts counts them.
         multiple_of: Rows are padded to a multiple of it.
     """
 
     hidden_size: int
     always: bool
+    whole: bool = False
     multiple_of: int | None = None
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,6 +72,7 @@ class SharedPairs:
             batch["completion_mask"],
             hidden_size=self.hidden_size,
             always=self.always,
+            whole=self.whole,
             multiple_of=self.multiple_of,
         )
 
@@ -96,12 +100,15 @@ def shared_pairs(trainer: Any) -> SharedPairs | None:
     for model in models:
         share_prefixes(model)
     config = bare_model(trainer.model).config.get_text_config()
-    return SharedPairs(config.hidden_size, wanted == "on", trainer.args.pad_to_multiple_of)
+    return SharedPairs(
+        config.hidden_size,
+        always=wanted == "on",
+        whole=trainer.aux_loss_enabled,
+        multiple_of=trainer.args.pad_to_multiple_of,
+    )
 
 
 def _reason(trainer: Any, models: list[Any]) -> str | None:
-    if trainer.aux_loss_enabled:
-        return "the router's auxiliary loss counts the tokens of each response; set router_aux_loss_coef: 0"
     if trainer.args.torch_compile:
         return "torch_compile would compile anew for each shape of the trees"
     reasons = (refusal(model, bare_model(model).config.get_text_config()) for model in models)

@@ -17,7 +17,8 @@ from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 from tests.benchmarks.pairs import Ratio, alternate_all
 from tests.benchmarks.shared_prefix import SIZES
 from tokencredit.scoring.prefix_tree import prefix_tree
-from tokencredit.scoring.shared_forward import lay_out, run_rows, run_trees
+from tokencredit.scoring.shared_forward import run_rows, run_trees
+from tokencredit.scoring.tree_batch import lay_out
 from tokencredit.scoring.trl_compat import fused_lm_head
 
 GROUP = 8

@@ -12,14 +12,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MixtralConfig, Qwen3MoeConfig
 
 from tests.conftest import preferences
 from tests.trainers.test_weighted import moved, ones
 from tests.trainers.two_steps import COMMON, DPO, OURS, load
 from tokencredit.errors import InputError
 from tokencredit.recipes.schema import parse_recipe
-from tokencredit.scoring.shared_forward import batch_trees
+from tokencredit.scoring.tree_batch import batch_trees
 from tokencredit.trainers import METHODS
 from tokencredit.trainers.sharing import TREES
 from tokencredit.trainers.weighted import WeightedDPOConfig
@@ -191,20 +191,13 @@ def prompt_tuning(model: Path) -> Any:
     return str(model), {"peft": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)}
 
 
-def router_loss(model: Path) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    config = MixtralConfig(vocab_size=len(tokenizer), num_local_experts=2, num_key_value_heads=1, **TINY)
-    made = AutoModelForCausalLM.from_config(config)
-    return made, {"tokenizer": tokenizer, "precompute_ref_log_probs": True}
-
-
 def compiled(model: Path) -> Any:
     return str(model), {"torch_compile": True}
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
-    [(prompt_tuning, "virtual tokens"), (router_loss, "auxiliary loss"), (compiled, "torch_compile")],
+    [(prompt_tuning, "virtual tokens"), (compiled, "torch_compile")],
 )
 def test_what_cannot_share_is_named(
     make: Any, says: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -219,21 +212,32 @@ def test_what_cannot_share_is_named(
     assert TREES not in trainer.data_collator([trainer.train_dataset[0]])
 
 
-@pytest.mark.parametrize("kind", ["mistral", "mixtral"])
-def test_windows_and_experts(kind: str, tiny_model: Path, tmp_path: Path) -> None:
-    """A window shorter than the prompts; experts without the router's loss."""
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mistral": (MistralConfig, {"sliding_window": 6}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "router_aux_loss_coef": 0.5}),
+    "qwen3_moe": (Qwen3MoeConfig, EXPERTS | {"router_aux_loss_coef": 0.5, "output_router_logits": True}),
+}
+
+
+@pytest.mark.parametrize("classes", [DPO, OURS], ids=["dpo", "tab_po"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_windows_and_experts(kind: str, classes: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """A window shorter than the prompts; the load of experts, in which a shared token counts as often as it is used."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    configs = {"mistral": MistralConfig, "mixtral": MixtralConfig}
-    experts = {"num_local_experts": 2, "router_aux_loss_coef": 0.0} if kind == "mixtral" else {}
-    sizes = TINY | experts | {"num_key_value_heads": 1, "sliding_window": 6}
-    found = []
+    config, settings = MODELS[kind]
+    found, loads = [], []
     for share in ("on", "off"):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(configs[kind](vocab_size=len(tokenizer), **sizes))
-        keys = {"tokenizer": tokenizer, "precompute_ref_log_probs": True}
-        keys |= {"router_aux_loss_coef": 0.0} if experts else {}
-        found.append(loss_and_gradients(build(model, tmp_path, share, **keys)))
+        model = AutoModelForCausalLM.from_config(
+            config(vocab_size=len(tokenizer), num_key_value_heads=1, **(TINY | settings))
+        )
+        trainer = build(model, tmp_path, share, classes, tokenizer=tokenizer, precompute_ref_log_probs=True)
+        found.append(loss_and_gradients(trainer))
+        loads.append(trainer._metrics["train"].get("aux_loss"))
     same(*found)
+    assert (loads[0] is not None) == (kind != "mistral")
+    assert loads[0] == (pytest.approx(loads[1], abs=1e-6) if loads[1] else None)
 
 
 def test_weights_of_one_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
