@@ -151,6 +151,8 @@ def share_prefixes(model: nn.Module) -> None:
                 setattr(outputs, name, values[places.clamp(min=0)].masked_fill(places < 0, 0))
         outputs.label_mask = places >= 0
         outputs.loss = -outputs.log_probs.sum() / outputs.label_mask.sum().clamp(min=1)
+        if outputs.aux_loss is not None:
+            outputs.loss = outputs.loss + base.config.get_text_config().router_aux_loss_coef * outputs.aux_loss
         return outputs
 
     base.forward = forward

@@ -5,6 +5,7 @@ by that name when TRL changes under it:
 
 - `trl.trainer.utils.add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs)`: replaces `model.forward` by
   one that understands `fused_lm_head=True` and then returns per-token numbers instead of logits;
+- that this forward runs `base_model`, and reads `last_hidden_state` and `router_logits` of what that returns;
 - `trl.trainer.utils.FusedCausalLMOutput`: what that forward returns; the fields in `OUTPUTS` are read;
 - `trl.trainer.dpo_trainer.DataCollatorForPreference`: pads `[chosen, rejected]` batches; per-token columns are padded
   like its `completion_mask`;

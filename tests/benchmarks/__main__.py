@@ -32,6 +32,7 @@ table = Table("comparison", "baseline", "ours", "unit", "ratio", "pairs: min to 
 for benchmark in chosen:
     console.print(f"running {benchmark.__name__}", style="dim")
     for item in benchmark.run():
+        console.print(f"{item.name}: {item.ratio:.2f}", style="dim", highlight=False)
         low, high = item.spread
         spread = f"{item.repeats}: {low:.2f} to {high:.2f}"
         table.add_row(item.name, f"{item.baseline:.3f}", f"{item.ours:.3f}", item.unit, f"{item.ratio:.2f}", spread)
