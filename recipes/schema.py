@@ -249,6 +249,8 @@ class _FieldCheck:
             return value
         if value is False and "no" in self.choices:
             value = "no"  # YAML reads a bare `no` as false
+        if isinstance(value, bool) and {"on", "off"} <= set(self.choices):
+            value = "on" if value else "off"
         if isinstance(value, str) and self.takes_list():
             value = [value]  # `loss_type: sigmoid`, as TRL's command line takes it
         try:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.errors import InputError
-from tokencredit.scoring.prefix_tree import IGNORED_LABEL, PrefixTree, grouped, prefix_tree
-from tokencredit.scoring.shared_forward import refusal, tree_inputs
+from tokencredit.scoring.prefix_tree import PrefixTree, grouped
+from tokencredit.scoring.shared_forward import refusal, run_trees
+from tokencredit.scoring.tree_batch import MAX_ROWS, lay_out, packed_trees
 from tokencredit.scoring.trl_compat import OUTPUTS, fused_lm_head
 
-_MAX_ROWS = 4096
+_IGNORED_LABEL = -100
+Scores = list[Tensor] | list[tuple[Tensor, ...]]
 
 
 @overload
@@ -47,7 +49,7 @@ def sequence_logps(
     temperature: float = 1.0,
     outputs: tuple[str, ...] = ("log_probs",),
     batch_tokens: int = 16384,
-) -> list[Tensor] | list[tuple[Tensor, ...]]:
+) -> Scores:
     """Score tokens 1.. of each sequence, given the tokens before.
 
     ℓ_t = log π(y_t | y_<t), π = softmax(logits / temperature), t = 1 … n−1
@@ -80,27 +82,19 @@ def sequence_logps(
         InputError: If a sequence is empty or holds an id outside the vocabulary, an output is unknown, or the
             temperature is not positive; or if an adapter sits on the output head itself.
     """
-    unknown = [name for name in outputs if name not in OUTPUTS]
-    if unknown or not outputs:
-        raise InputError("outputs", f"cannot compute {unknown or 'nothing'}", f"use a tuple of {', '.join(OUTPUTS)}")
-    if temperature <= 0:
-        raise InputError("temperature", f"{temperature} is not positive", "use a number above 0")
-
+    check_outputs(outputs, temperature)
     with fused_lm_head(model, temperature=temperature, outputs=outputs) as base:
-        _check_ids(sequences, base.config.get_text_config().vocab_size)
-        nothing = tuple(
-            torch.empty(0, dtype=torch.bool if name == "is_top1" else torch.float32, device=base.device)
-            for name in outputs
-        )
-        scores = [nothing] * len(sequences)
+        check_ids(sequences, base.config.get_text_config().vocab_size)
+        scores = [unscored(outputs, base.device)] * len(sequences)
         shared = _shared(model, base, sequences, batch_tokens) if share_prefixes else []
-        trees = [prefix_tree([sequences[row] for row in rows]) for rows in shared]
+        trees, shared = packed_trees(sequences, shared) if shared else ([], [])
         for lines in _batches(list(map(len, trees)), batch_tokens):
             values = _forward_trees(model, [trees[line] for line in lines], base, outputs)
-            for i, line in enumerate(lines):
+            for line in lines:
                 for row, places in zip(shared[line], trees[line].places, strict=True):
                     at = torch.from_numpy(places).to(base.device)
-                    scores[row] = tuple(value[i, at] for value in values)
+                    scores[row] = tuple(value[at] for value in values)
+                values = [value[len(trees[line].heads) :] for value in values]
         alone = sorted(set(range(len(sequences))) - {row for rows in shared for row in rows})
         # A sequence of one token has nothing to score.
         alone = [row for row in alone if len(sequences[row]) > 1]
@@ -117,7 +111,7 @@ def _shared(model: nn.Module, base: Any, sequences: list[list[int]], batch_token
     config = base.config.get_text_config()
     longest = max(map(len, sequences), default=0)
     # A line's mask has a byte for each pair of its rows.
-    max_rows = max(longest, min(batch_tokens, _MAX_ROWS))
+    max_rows = max(longest, min(batch_tokens, MAX_ROWS))
     groups = [rows for rows in grouped(sequences, hidden_size=config.hidden_size, max_rows=max_rows) if len(rows) > 1]
     reason = refusal(model, config) if groups else None
     if reason is not None:
@@ -126,7 +120,23 @@ def _shared(model: nn.Module, base: Any, sequences: list[list[int]], batch_token
     return groups
 
 
-def _check_ids(sequences: list[list[int]], vocab_size: int) -> None:
+def check_outputs(outputs: tuple[str, ...], temperature: float) -> None:
+    """Refuse names that are no outputs, none at all, and a temperature that is not positive."""
+    unknown = [name for name in outputs if name not in OUTPUTS]
+    if unknown or not outputs:
+        raise InputError("outputs", f"cannot compute {unknown or 'nothing'}", f"use a tuple of {', '.join(OUTPUTS)}")
+    if temperature <= 0:
+        raise InputError("temperature", f"{temperature} is not positive", "use a number above 0")
+
+
+def unscored(outputs: tuple[str, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """The numbers of no token."""
+    types = {"is_top1": torch.bool}
+    return tuple(torch.empty(0, dtype=types.get(name, torch.float32), device=device) for name in outputs)
+
+
+def check_ids(sequences: list[list[int]], vocab_size: int) -> None:
+    """Refuse an empty sequence and a token outside the vocabulary."""
     for i, sequence in enumerate(sequences):
         if not sequence:
             raise InputError(f"sequences[{i}]", "is empty", "give at least one token")
@@ -151,9 +161,9 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _forward_trees(model: nn.Module, trees: list[PrefixTree], base: Any, outputs: tuple[str, ...]) -> list[Tensor]:
-    """One forward over trees: a tensor `[B, R]` per output."""
-    inputs = tree_inputs(trees, base.config.get_text_config(), base.dtype, base.device)
-    output = model(**inputs, fused_lm_head=True)
+    """One forward over trees: a tensor per output, the predictions of one tree after those of the other."""
+    lines = {name: value.to(base.device) for name, value in lay_out(trees).items()}
+    output = run_trees(model, base, lines)
     return [getattr(output, name) for name in outputs]
 
 
@@ -170,7 +180,7 @@ def _forward(
     ids, mask = ids.to(device), mask.to(device)
     # Padding stands on the right, where the model's own positions 0, 1, 2, … are the right ones.
     output = model(
-        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, IGNORED_LABEL), fused_lm_head=True
+        input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, _IGNORED_LABEL), fused_lm_head=True
     )
     # Prompt-learning adapters put virtual tokens in front.
     return [getattr(output, name)[:, 1 - width :] for name in outputs]

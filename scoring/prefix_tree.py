@@ -1,9 +1,10 @@
 """Sequences as trees of their distinct prefixes, so that a model computes every distinct (prefix, token) once.
 
 Rows stand in depth-first order. A row sees the rows on its way to the root and itself: with `end` one past the last row
-below row i, row j sees row i exactly if i ≤ j < end_i. Its position is its depth. A row predicts one token; a node
-with several children is repeated once for each further child, before the node itself and with nothing below the copy,
-so that no other row sees it. Several trees stand one after the other in a line; their intervals do not meet.
+below row i, row j sees row i exactly if i ≤ j < end_i. Its position is its depth. Several trees stand one after the
+other in a line; their intervals do not meet. The output head predicts one token per row it is given, so a row is handed
+to it once for every token that follows it somewhere: the row of a branch is repeated for each further child, after the
+layers, where that costs no more than the head itself.
 """
 
 from collections.abc import Sequence
@@ -12,30 +13,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED_LABEL = -100
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """One or several trees in a line of R rows.
+    """One or several trees in a line of R rows, which predict N tokens.
 
     Args:
         tokens: `[R]`, the token of each row.
         positions: `[R]`, its depth, from 0 at a root.
         ends: `[R]`, one past the last row below it.
-        labels: `[R]`, the token that it predicts, −100 if none.
-        places: For each sequence the rows that predict its tokens 1.., `[n − 1]`.
+        heads: `[N]`, the row that predicts a token; a row with several children is there once for each.
+        labels: `[N]`, the token that it predicts.
+        places: For each sequence where in `heads` its tokens 1.. are predicted, `[n − 1]`.
     """
 
     tokens: Rows
     positions: Rows
     ends: Rows
+    heads: Rows
     labels: Rows
     places: list[Rows]
 
     def __len__(self) -> int:
-        """The number of rows, copies included."""
+        """The number of rows."""
         return len(self.tokens)
 
 
@@ -88,8 +90,7 @@ def grouped(sequences: Sequence[Sequence[int]], *, hidden_size: int, max_rows: i
         sequence = np.asarray(sequences[index], dtype=np.int64)
         alone = len(sequence) - 1
         shared = common_length(previous, sequence)
-        # What it adds: a branch takes a copy of the row before it.
-        added = max(0, min(alone, alone - shared + 1))
+        added = max(0, alone - min(shared, max(0, len(previous) - 1)))
         if groups and rows + added <= max_rows and cost(rows + added) < cost(rows) + cost(alone):
             groups[-1].append(index)
             rows += added
@@ -100,20 +101,41 @@ def grouped(sequences: Sequence[Sequence[int]], *, hidden_size: int, max_rows: i
     return groups
 
 
+def packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Fill lines of at most so many rows, the longest first, each into the first line that has room.
+
+    Args:
+        lengths: Rows of each tree.
+        budget: Rows of a line; a longer tree gets a line of its own.
+
+    Returns:
+        The places of the trees in each line.
+    """
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        line = next((line for line, left in enumerate(room) if left >= lengths[place]), len(lines))
+        if line == len(lines):
+            lines.append([])
+            room.append(budget)
+        lines[line].append(place)
+        room[line] -= lengths[place]
+    return lines
+
+
 class _Builder:
-    """Takes sequences in lexical order. Copies are numbered from −1 down until all nodes are known."""
+    """Takes sequences in lexical order. Further children are numbered from −1 down until all rows are known."""
 
     def __init__(self, capacity: int, longest: int) -> None:
-        self.tokens, self.positions, self.ends = (np.zeros(capacity, dtype=np.int64) for _ in range(3))
-        self.labels = np.full(capacity, IGNORED_LABEL, dtype=np.int64)
+        self.tokens, self.positions, self.ends, self.labels = (np.zeros(capacity, dtype=np.int64) for _ in range(4))
         self.count = 0
         self.path, self.scored = (np.zeros(longest, dtype=np.int64) for _ in range(2))
         self.previous = np.empty(0, dtype=np.int64)
-        self.copied: list[int] = []
-        self.copy_labels: list[int] = []
+        self.branches: list[int] = []
+        self.branch_labels: list[int] = []
 
     def add(self, sequence: Rows) -> Rows:
-        """Take a sequence and say which rows score its tokens 1.."""
+        """Take a sequence and say what scores its tokens 1.."""
         shared = common_length(self.previous, sequence)
         # The last token of a sequence predicts nothing, so it has no row unless another sequence goes on.
         known = min(shared, max(0, len(self.previous) - 1))
@@ -128,9 +150,9 @@ class _Builder:
         self.ends[self.path[depth : max(depth, len(self.previous) - 1)]] = self.count
 
     def _append(self, tokens: Rows, depth: int) -> None:
-        rows = np.arange(self.count, self.count + len(tokens))
+        rows = slice(self.count, self.count + len(tokens))
         self.tokens[rows], self.positions[rows] = tokens, np.arange(depth, depth + len(tokens))
-        self.path[depth : depth + len(tokens)] = rows
+        self.path[depth : depth + len(tokens)] = np.arange(rows.start, rows.stop)
         self.count += len(tokens)
 
     def _predict(self, sequence: Rows, shared: int, known: int) -> None:
@@ -139,35 +161,22 @@ class _Builder:
         self.scored[known : known + len(new)] = new
         if 0 < shared == known < len(sequence):
             # The row before the branch exists, so it predicts another token already.
-            self.copied.append(int(self.path[shared - 1]))
-            self.copy_labels.append(int(sequence[shared]))
-            self.scored[shared - 1] = -len(self.copied)
+            self.branches.append(int(self.path[shared - 1]))
+            self.branch_labels.append(int(sequence[shared]))
+            self.scored[shared - 1] = -len(self.branches)
 
     def finish(self, places: list[Rows]) -> PrefixTree:
-        """Put each copy before its node and number the rows anew."""
+        """Put the further children behind the rows."""
         self._close(0)
-        originals = np.asarray(self.copied, dtype=np.int64)
-        order = np.argsort(originals, kind="stable")
-        before = originals[order]
-        nodes = np.arange(self.count)
-        nodes_at = nodes + np.searchsorted(before, nodes, side="right")
-        copies_at = before + np.arange(len(before))
-
-        def merged(of_nodes: Rows, of_copies: Rows) -> Rows:
-            rows = np.empty(len(nodes_at) + len(copies_at), dtype=np.int64)
-            rows[nodes_at], rows[copies_at] = of_nodes, of_copies
-            return rows
-
         kept = slice(self.count)
-        ends = self.ends[kept]
-        # Indexed from behind by the copies' numbers −1, −2, …
-        at = np.concatenate([nodes_at, copies_at[np.argsort(order)][::-1]])
+        branches, labels = (np.asarray(values, dtype=np.int64) for values in (self.branches, self.branch_labels))
         return PrefixTree(
-            tokens=merged(self.tokens[kept], self.tokens[before]),
-            positions=merged(self.positions[kept], self.positions[before]),
-            ends=merged(ends + np.searchsorted(before, ends, side="left"), copies_at + 1),
-            labels=merged(self.labels[kept], np.asarray(self.copy_labels, dtype=np.int64)[order]),
-            places=[at[rows] for rows in places],
+            tokens=self.tokens[kept],
+            positions=self.positions[kept],
+            ends=self.ends[kept],
+            heads=np.concatenate([np.arange(self.count), branches]),
+            labels=np.concatenate([self.labels[kept], labels]),
+            places=[np.where(found < 0, self.count - 1 - found, found) for found in places],
         )
 
 

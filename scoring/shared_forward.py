@@ -1,14 +1,16 @@
 """The forward over prefix trees: what the model is given, and which models can take it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from tokencredit.scoring.prefix_tree import IGNORED_LABEL, PrefixTree
+from tokencredit.scoring.trl_compat import OUTPUTS, bare_model
 
 SUPPORTED = ("gemma2", "gemma3_text", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """`model_type` of the architectures whose numbers the tests compare with those of the padded forward."""
@@ -38,55 +40,160 @@ def refusal(model: nn.Module, config: Any) -> str | None:
     return None
 
 
-def tree_inputs(trees: Sequence[PrefixTree], config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Lay out trees, one a line, as the keywords of one forward of a model with a fused head.
+def run_trees(model: Callable[..., Any], base: Any, lines: dict[str, Tensor], **keywords: Any) -> Any:
+    """One forward over trees: what a fused head returns, with a number per prediction, `[N]` each.
+
+    Where the experts' load is asked for, it is that of the sequences: a row counts as often as it is used.
 
     Args:
-        trees: At least one.
-        config: The model's text configuration.
-        dtype: Of the model.
-        device: Of the model.
-
-    Returns:
-        `input_ids`, `position_ids` and `shift_labels` `[B, R]`, and `attention_mask`: `[B, 1, R, R]`, or one for each
-        kind of layer.
+        model: What is called: a model with a fused head, plain or wrapped, or the forward of that.
+        base: The bare model inside.
+        lines: As `tokencredit.scoring.tree_batch` describes, on the model's device.
+        keywords: For the model.
     """
-    rows = max(map(len, trees))
-    ids, positions = (np.zeros((len(trees), rows), dtype=np.int64) for _ in range(2))
-    labels = np.full((len(trees), rows), IGNORED_LABEL)
-    # A padding row sees itself only: a row of the mask without any key would give NaN.
-    ends = np.tile(np.arange(1, rows + 1), (len(trees), 1))
-    for line, tree in enumerate(trees):
-        own = slice(len(tree))
-        ids[line, own], positions[line, own] = tree.tokens, tree.positions
-        labels[line, own], ends[line, own] = tree.labels, tree.ends
-    on_device = [torch.from_numpy(array).to(device) for array in (ids, positions, labels, ends)]
-    return {
-        "input_ids": on_device[0],
-        "position_ids": on_device[1],
-        "shift_labels": on_device[2],
-        "attention_mask": _masks(on_device[1], on_device[3], config, dtype),
+    config = base.config.get_text_config()
+    inputs = {
+        "input_ids": lines["tokens"],
+        "position_ids": lines["positions"],
+        "attention_mask": _masks(lines["positions"], lines["ends"], config, attention_dtype(base)),
     }
+    with router_logits_taken(base.base_model) as taken:
+        outputs = run_rows(model, base, inputs, lines["heads"], lines["labels"], **keywords)
+    if taken:
+        experts, chosen = config.num_experts, config.num_experts_per_tok
+        outputs.aux_loss = load_balancing_loss_func(taken[0], experts, chosen, lines["weights"])
+    return outputs
+
+
+@contextmanager
+def router_logits_taken(backbone: nn.Module) -> Iterator[list[Any]]:
+    """Take the router's logits from what the layers hand on, where there are any.
+
+    TRL's head would compute the load with the attention's mask, which for trees is none over tokens.
+    """
+    taken: list[Any] = []
+
+    def take(_module: nn.Module, _arguments: Any, outputs: Any) -> None:
+        if getattr(outputs, "router_logits", None) is not None:
+            taken.append(outputs.router_logits)
+            outputs.router_logits = None
+
+    hook = backbone.register_forward_hook(take)
+    try:
+        yield taken
+    finally:
+        hook.remove()
+
+
+def run_rows(
+    model: Callable[..., Any], base: Any, inputs: dict[str, Any], heads: Tensor, labels: Tensor, **keywords: Any
+) -> Any:
+    """One forward with numbers for chosen rows only.
+
+    Args:
+        model: As for `run_trees`.
+        base: As for `run_trees`.
+        inputs: `input_ids` `[L, R]`, and what belongs to them.
+        heads: `[N]`, rows of the flattened lines.
+        labels: `[N]`, the token whose numbers are wanted there.
+        keywords: For the model.
+    """
+    with handing_on(base.base_model, heads):
+        outputs = model(**inputs, shift_labels=labels[None], fused_lm_head=True, **keywords)
+    for name in OUTPUTS:
+        values = getattr(outputs, name)
+        setattr(outputs, name, None if values is None else values[0])
+    return outputs
+
+
+@contextmanager
+def handing_on(backbone: nn.Module, rows: Tensor) -> Iterator[None]:
+    """Let the layers hand only these rows of the flattened lines to the output head, as one line `[1, N, H]`.
+
+    The vocabulary is the widest matrix of a small model: rows of prompts and of padding need not be multiplied by it.
+    """
+
+    def select(_module: nn.Module, _arguments: Any, outputs: Any) -> None:
+        hidden = outputs.last_hidden_state
+        outputs.last_hidden_state = hidden.reshape(-1, hidden.size(-1)).index_select(0, rows)[None]
+
+    hook = backbone.register_forward_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def share_prefixes(model: nn.Module) -> None:
+    """Let a fused head take `prefix_trees` (`tree_batch.batch_trees`), and return what it would for the padded batch.
+
+    The caller sees `[S, T − 1]` numbers, 0 where nothing is scored, and one forward, as without trees. Put on a
+    trainer's model after TRL's head and before `weigh_log_probs`; whatever wraps the model (PEFT, DDP, DeepSpeed) sees
+    the padded batch too.
+
+    Args:
+        model: A causal language model whose forward takes `fused_lm_head=True`, plain or wrapped.
+    """
+    base: Any = bare_model(model)
+    inner: Callable[..., Any] = base.forward
+
+    @wraps(inner)
+    def forward(*args: Any, prefix_trees: dict[str, Tensor] | None = None, **kwargs: Any) -> Any:
+        if prefix_trees is None or "tokens" not in prefix_trees or not kwargs.get("fused_lm_head"):
+            return inner(*args, **kwargs)
+        padded = ("input_ids", "attention_mask", "labels", "fused_lm_head")
+        rest = {name: value for name, value in kwargs.items() if name not in padded}
+        outputs = run_trees(inner, base, prefix_trees, **rest)
+        places = prefix_trees["places"]
+        for name in OUTPUTS:
+            values = getattr(outputs, name)
+            if values is not None:
+                setattr(outputs, name, values[places.clamp(min=0)].masked_fill(places < 0, 0))
+        outputs.label_mask = places >= 0
+        outputs.loss = -outputs.log_probs.sum() / outputs.label_mask.sum().clamp(min=1)
+        if outputs.aux_loss is not None:
+            outputs.loss = outputs.loss + base.config.get_text_config().router_aux_loss_coef * outputs.aux_loss
+        return outputs
+
+    base.forward = forward
+
+
+def attention_dtype(base: Any) -> torch.dtype:
+    """What queries come in; a mask of another type would be converted in every layer."""
+    device = base.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.dtype
 
 
 def _masks(positions: Tensor, ends: Tensor, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """What rows see of each other, `[L, 1, R, R]`, or such a mask for each kind of layer."""
     place = torch.arange(positions.shape[1], device=positions.device)
     row, key = place[:, None], place[None, :]
     seen = (key <= row) & (row < ends[:, None, :])
+    return layer_masks(seen, positions[:, :, None] - positions[:, None, :], config, dtype)
+
+
+def layer_masks(seen: Tensor, apart: Tensor, config: Any, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """The masks of a model's layers, made once for all of them.
+
+    They are added to the attention's scores: a boolean mask would be converted in every layer, and each layer keeps
+    what it converted for the backward pass.
+
+    Args:
+        seen: `[L, Q, K]`, whether a row attends to a key, windows left aside.
+        apart: `[L, Q, K]`, how many tokens a key lies before a row. Not how many rows: branches stand between them.
+        config: The model's text configuration.
+        dtype: Of the queries.
+
+    Returns:
+        `[L, 1, Q, K]`, or one for each kind of layer where there are two.
+    """
     window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
-    near = seen
-    if window is not None:
-        # Tokens apart, not rows apart: branches stand between a row and those above it.
-        near = seen & (positions[:, :, None] - positions[:, None, :] < window)
-    full, sliding = (_as_mask(found, config, dtype) for found in (seen, near))
-    if kinds:
-        masks = {"full_attention": full, "sliding_attention": sliding}
-        return masks if len(kinds) > 1 else masks[kinds.pop()]
-    return sliding
 
+    def mask(kind: str) -> Tensor:
+        found = seen & (apart < window) if kind == "sliding_attention" and window is not None else seen
+        added = torch.zeros(found.shape, dtype=dtype, device=found.device)
+        return added.masked_fill_(~found, torch.finfo(dtype).min)[:, None]
 
-def _as_mask(seen: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
-    seen = seen[:, None]
-    if config._attn_implementation != "eager":
-        return seen
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    if len(kinds) > 1:
+        return {kind: mask(kind) for kind in sorted(kinds)}
+    return mask(kinds.pop() if kinds else "sliding_attention")

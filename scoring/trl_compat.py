@@ -5,6 +5,7 @@ by that name when TRL changes under it:
 
 - `trl.trainer.utils.add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, outputs)`: replaces `model.forward` by
   one that understands `fused_lm_head=True` and then returns per-token numbers instead of logits;
+- that this forward runs `base_model`, and reads `last_hidden_state` and `router_logits` of what that returns;
 - `trl.trainer.utils.FusedCausalLMOutput`: what that forward returns; the fields in `OUTPUTS` are read;
 - `trl.trainer.dpo_trainer.DataCollatorForPreference`: pads `[chosen, rejected]` batches; per-token columns are padded
   like its `completion_mask`;
@@ -43,6 +44,7 @@ __all__ = [
     "OUTPUTS",
     "DataCollatorForLanguageModeling",
     "DataCollatorForPreference",
+    "bare_model",
     "disable_gradient_checkpointing",
     "fused_lm_head",
     "prepare_deepspeed",
@@ -51,6 +53,13 @@ __all__ = [
 ]
 
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+def bare_model(model: nn.Module) -> PreTrainedModel:
+    """The language model inside DDP, a DeepSpeed engine and PEFT: the one that carries the fused head."""
+    base: Any = extract_model_from_parallel(model, keep_torch_compile=False)
+    found: Any = base.get_base_model() if isinstance(base, PeftModel) else base
+    return found  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -76,9 +85,7 @@ def fused_lm_head(
     Raises:
         InputError: If an adapter (LoRA and the like) sits on the output head itself.
     """
-    base = extract_model_from_parallel(model, keep_torch_compile=False)
-    if isinstance(base, PeftModel):
-        base = base.get_base_model()
+    base = bare_model(model)
     # The kernel reads the head's weight without calling the head: the adapter would be left out in silence.
     if isinstance(base.get_output_embeddings(), BaseTunerLayer):
         raise InputError(
@@ -110,8 +117,7 @@ def weigh_log_probs(model: nn.Module) -> None:
     Args:
         model: A causal language model whose forward takes `fused_lm_head=True`, plain or wrapped.
     """
-    base: Any = extract_model_from_parallel(model, keep_torch_compile=False)
-    base = base.get_base_model() if isinstance(base, PeftModel) else base
+    base: Any = bare_model(model)
     inner: Callable[..., Any] = base.forward
 
     @wraps(inner)

@@ -29,6 +29,12 @@ HEAD_RATIOS: Mapping[str, tuple[str, str]] = {
 }
 """What TRL's DPO logs from its output head."""
 
+SHARED_RATIOS: Mapping[str, tuple[str, str]] = {
+    "shared_prefix/token_ratio": ("distinct_tokens", "alone_tokens"),
+    "shared_prefix/used": ("shared_batches", "batches"),
+}
+"""Distinct (prefix, token) among all, and in how many batches they were computed once."""
+
 
 @dataclass
 class ScoredPairs:
@@ -169,6 +175,13 @@ def head_sums(outputs: Any, mask: Tensor, attention_mask: Tensor) -> dict[tuple[
     return {(name, ""): value for name, value in found.items()}
 
 
+def shared_sums(counts: Tensor, pairs: int) -> dict[tuple[str, str], Tensor]:
+    """Sums behind `SHARED_RATIOS`, spread over pairs, from `counts` of `scoring.tree_batch.batch_trees`."""
+    names = "distinct_tokens", "alone_tokens", "shared_batches", "batches"
+    values = torch.cat([counts, torch.ones_like(counts[:1])]).float() / pairs
+    return {(name, ""): value.expand(pairs) for name, value in zip(names, values, strict=True)}
+
+
 class TokenMetrics:
     """Metrics that are ratios of sums over the tokens since the last log: no batch counts more than its tokens.
 
@@ -182,7 +195,7 @@ class TokenMetrics:
     """
 
     def __init__(self, table: Mapping[str, tuple[str, str]]) -> None:
-        self.table = {**HEAD_RATIOS, **table}
+        self.table = {**HEAD_RATIOS, **SHARED_RATIOS, **table}
         self.sums: dict[str, Counter[tuple[str, str]]] = {"train": Counter(), "eval": Counter()}
         self.pairs: Counter[str] = Counter()
 

@@ -23,6 +23,7 @@ from tokencredit.trainers.annotate import (
     refuse_doubled_bos,
     truncation,
 )
+from tokencredit.trainers.sharing import TREES, SharedPairs, shared_pairs
 
 OTHER = "other"
 MOST_CLASSES = 12
@@ -55,13 +56,16 @@ class TokenPairCollator(DataCollatorForPreference):
 
     Rows are `[chosen, rejected]` as in `input_ids`, cut where the ids are cut: `token_weights` (1 on prompt and
     padding; the completion mask decides what counts), `token_classes` (indices into `classes`, −1 elsewhere) and
-    `ref_logps` (ℓ^ref at the token it belongs to, 0 elsewhere), each where the rows have it.
+    `ref_logps` (ℓ^ref at the token it belongs to, 0 elsewhere), each where the rows have it. And the trees of
+    the batch.
 
     Args:
         classes: Names of the token classes, in the order of their indices.
+        sharing: Makes the trees; None makes none.
     """
 
     classes: list[str] = field(default_factory=list)
+    sharing: SharedPairs | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad a batch."""
@@ -80,6 +84,8 @@ class TokenPairCollator(DataCollatorForPreference):
                 for example in examples
             ]
             batch["token_classes"] = self._align(numbered, CLASSES, torch.full(shape, -1))
+        if self.sharing is not None:
+            batch[TREES] = self.sharing(batch)
         return batch
 
     def _align(self, examples: list[dict[str, Any]], columns: tuple[str, ...], filled: torch.Tensor) -> torch.Tensor:
@@ -93,7 +99,7 @@ class TokenPairCollator(DataCollatorForPreference):
 
 
 class TokenPairTrainer(DPOTrainer):
-    """TRL's DPO trainer on batches that carry numbers per token; its configuration has `token_weights`."""
+    """TRL's DPO trainer on batches that carry numbers per token; its configuration is a `PairSettings`."""
 
     _has_classes = True
     """Whether batches carry token classes."""
@@ -118,6 +124,7 @@ class TokenPairTrainer(DPOTrainer):
             truncation_mode=given.truncation_mode,
             pad_to_multiple_of=given.pad_to_multiple_of,
             classes=class_names(sets) if self._has_classes else [],
+            sharing=shared_pairs(self),
         )
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:

@@ -14,11 +14,19 @@ from trl import DPOConfig
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import disable_gradient_checkpointing, prepare_deepspeed, use_adapter
 from tokencredit.trainers.annotate import REFERENCE, WEIGHTS, first_row
-from tokencredit.trainers.diagnostics import RATIOS, PairTokens, ScoredPairs, TokenMetrics, head_sums, write_samples
+from tokencredit.trainers.diagnostics import (
+    RATIOS,
+    PairTokens,
+    ScoredPairs,
+    TokenMetrics,
+    head_sums,
+    shared_sums,
+    write_samples,
+)
 from tokencredit.trainers.pair_loss import PairLoss, Returned, pair_loss
 from tokencredit.trainers.pairs import TokenPairTrainer
 from tokencredit.trainers.reference import with_reference_logps
-from tokencredit.trainers.settings import TokenWeighted
+from tokencredit.trainers.sharing import TREES, PairSettings
 
 # Settings of DPO that would be taken and do nothing.
 _WITHOUT_EFFECT = (
@@ -34,7 +42,7 @@ _WITHOUT_EFFECT = (
 
 
 @dataclass
-class PreferenceConfig(TokenWeighted, DPOConfig):
+class PreferenceConfig(PairSettings, DPOConfig):
     """Configuration of `PreferenceTrainer`: TRL's `DPOConfig`, and
 
     Args:
@@ -45,6 +53,7 @@ class PreferenceConfig(TokenWeighted, DPOConfig):
             `ref_` tensor runs without a reference model.
         loss_kwargs: Keywords for the loss besides the settings it names (`beta`).
         token_weights: What `tokencredit.data.weighters.from_recipe` takes.
+        share_prefixes: See `tokencredit.trainers.sharing.PairSettings`.
         token_samples_steps: Write token-level samples every so many steps; None writes none.
         num_token_samples: Pairs in each of them.
     """
@@ -122,16 +131,17 @@ class PreferenceTrainer(TokenPairTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        trees = {TREES: inputs[TREES]} if TREES in inputs else {}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = model(**forward, labels=labels, **router, fused_lm_head=True)
+        outputs = model(**forward, **trees, labels=labels, **router, fused_lm_head=True)
         mask = inputs["completion_mask"][:, 1:]
         # Prompt-learning PEFT puts virtual tokens in front: the last positions are the real ones.
         policy = outputs.log_probs[:, -mask.size(1) :]
         reference = None
         if self._loss.wants_reference:
             given = inputs.get("ref_logps")
-            reference = self._reference_logps(forward | {"labels": labels}) if given is None else given[:, 1:]
+            reference = self._reference_logps(forward | trees | {"labels": labels}) if given is None else given[:, 1:]
         losses, metrics = self._call_loss(policy, reference, mask, inputs.get("token_weights"))
         if torch.is_grad_enabled() and not losses.requires_grad:
             raise InputError("loss", f"{self._loss.name} does not depend on the policy", "use its log-probabilities")
@@ -173,6 +183,7 @@ class PreferenceTrainer(TokenPairTrainer):
             return dataset
         if not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
             raise InputError("precompute_ref_log_probs", "the data is a stream", "load it whole, or remove the key")
+        self._use_token_collator()  # called while the base class is being constructed
         engine: Any = None
         policy: Any = self.model
         if self.ref_model is None and self.is_deepspeed_enabled:
@@ -183,6 +194,7 @@ class PreferenceTrainer(TokenPairTrainer):
         def score(batch: dict[str, Any]) -> Tensor:
             forward = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
             forward["labels"] = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+            forward |= {TREES: batch[TREES]} if TREES in batch else {}
             with self.accelerator.autocast():
                 return self._reference_logps(forward, engine)
 
@@ -213,6 +225,8 @@ class PreferenceTrainer(TokenPairTrainer):
         tokens = scored.tokens(None if classes is None else classes[:, 1:], collator.classes)
         means = scored.means()
         sums = tokens.sums() | head_sums(outputs, scored.mask, inputs["attention_mask"])
+        if TREES in inputs:
+            sums |= shared_sums(inputs[TREES]["counts"], len(scored.losses))
         table = torch.stack([*means.values(), *sums.values()], dim=1).float()
         # What fills up the last batch of an evaluation is dropped. In training every row counts, and with accumulation
         # `gather_for_metrics` would cut all batches of the last step.

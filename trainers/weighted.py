@@ -27,14 +27,16 @@ from tokencredit.trainers.annotate import (
 )
 from tokencredit.trainers.pairs import TokenPairTrainer
 from tokencredit.trainers.settings import TokenWeighted
+from tokencredit.trainers.sharing import TREES, PairSettings
 
 
 @dataclass
-class WeightedDPOConfig(TokenWeighted, DPOConfig):
+class WeightedDPOConfig(PairSettings, DPOConfig):
     """TRL's `DPOConfig`, and
 
     Args:
         token_weights: What `tokencredit.data.weighters.from_recipe` takes; works with every `loss_type`.
+        share_prefixes: See `tokencredit.trainers.sharing.PairSettings`; works with every `loss_type`.
     """
 
     _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "token_weights"]  # noqa: RUF012  (as in the base class)
@@ -67,6 +69,17 @@ class WeightedDPOTrainer(TokenPairTrainer):
             for model in (self.model, self.ref_model):
                 if model is not None:
                     weigh_log_probs(model)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if TREES in inputs:
+            # TRL averages over batches what it logs.
+            gathered = self.accelerator.gather(inputs[TREES]["counts"][None]).double()
+            distinct, alone, used = gathered.sum(0).tolist()
+            module: Any = self.model
+            found: Any = self._metrics["train" if module.training else "eval"]
+            found["shared_prefix/token_ratio"].append(distinct / alone)
+            found["shared_prefix/used"].append(used / len(gathered))
+        return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[no-untyped-call]
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         if args.use_weighting and set(WEIGHTS) & set(first_row(dataset)):

@@ -1,7 +1,7 @@
 """Alternating repeats of two callables, and the ratio of their medians."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -35,8 +35,18 @@ def alternate(
     name: str, baseline: Callable[[], float], ours: Callable[[], float], *, repeats: int, unit: str = "s"
 ) -> Ratio:
     """Measure both in turn, after one round of each that does not count; both return a figure."""
-    baseline(), ours()
-    pairs = [(baseline(), ours()) for _ in range(repeats)]
-    ratios = [mine / theirs for theirs, mine in pairs]
-    first, second = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Ratio(name, first, second, (min(ratios), max(ratios)), repeats, unit)
+    return alternate_all({name: baseline}, ours, repeats=repeats, unit=unit)[0]
+
+
+def alternate_all(
+    baselines: Mapping[str, Callable[[], float]], ours: Callable[[], float], *, repeats: int, unit: str = "s"
+) -> list[Ratio]:
+    """As `alternate`, ours against several baselines in turn: a ratio for each."""
+    measures = [*baselines.values(), ours]
+    columns = list(zip(*[[measure() for measure in measures] for _ in range(repeats + 1)][1:], strict=True))
+    found = []
+    for name, theirs in zip(baselines, columns, strict=False):
+        ratios = [mine / other for mine, other in zip(columns[-1], theirs, strict=True)]
+        medians = statistics.median(theirs), statistics.median(columns[-1])
+        found.append(Ratio(name, *medians, (min(ratios), max(ratios)), repeats, unit))
+    return found

@@ -1,8 +1,5 @@
 """`TABPOTrainer` against TRL's `DPOTrainer` on the same pairs: time and memory of training steps."""
 
-import ctypes
-import gc
-import os
 import tempfile
 import threading
 import time
@@ -14,6 +11,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from tests.benchmarks.memory import free_at_once, resident, trim
 from tests.benchmarks.pairs import Ratio, alternate
 from tokencredit.recipes.init_model import write_initial_model
 from tokencredit.recipes.schema import Init
@@ -50,9 +48,6 @@ COMMON: dict[str, Any] = {
     "disable_tqdm": True,
 }
 
-_LIBC = ctypes.CDLL(None)
-_MMAP_THRESHOLD = -3
-
 
 class Rise(TrainerCallback):
     """The most memory the process holds in steps 2, 3, …, in MiB above weights, gradients and optimiser."""
@@ -64,9 +59,7 @@ class Rise(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """After the first step the optimiser's state is there and the gradients are gone."""
         if state.global_step == 1:
-            gc.collect()
-            _LIBC.malloc_trim(0)
-            self.start = self.top = _resident()
+            self.start = self.top = trim()
             self.gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
             self.thread = threading.Thread(target=self._watch)
             self.thread.start()
@@ -79,11 +72,7 @@ class Rise(TrainerCallback):
 
     def _watch(self) -> None:
         while not self.done.wait(0.001):
-            self.top = max(self.top, _resident())
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            self.top = max(self.top, resident())
 
 
 def run() -> list[Ratio]:
@@ -122,5 +111,5 @@ def run() -> list[Ratio]:
             )
 
         time_ratio = compare(seconds, "s")
-        _LIBC.mallopt(_MMAP_THRESHOLD, 64 * 1024)  # from here on freed tensors go back to the system at once
+        free_at_once()
         return [time_ratio, compare(mebibytes, "MiB")]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tests.scoring.conftest import CONFIGS, VOCAB
 from tokencredit.scoring import sequence_logps
-from tokencredit.scoring.prefix_tree import IGNORED_LABEL, grouped, lexical_order, prefix_tree
+from tokencredit.scoring.prefix_tree import grouped, lexical_order, prefix_tree
 from tokencredit.scoring.shared_forward import SUPPORTED, refusal
 
 # Few different tokens, so that prefixes meet.
@@ -27,16 +27,20 @@ def test_rows_see_their_prefix_and_nothing_else(sequences: list[list[int]]) -> N
     used = set()
     for sequence, places in zip(sequences, tree.places, strict=True):
         assert len(places) == len(sequence) - 1
-        for depth, row in enumerate(places.tolist()):
-            used.add(row)
-            assert (tree.positions[row], tree.labels[row]) == (depth, sequence[depth + 1])
+        for depth, place in enumerate(places.tolist()):
+            used.add(place)
+            row = tree.heads[place]
+            assert (tree.positions[row], tree.labels[place]) == (depth, sequence[depth + 1])
             seen = [key for key in range(row + 1) if row < tree.ends[key]]
             assert tree.tokens[seen].tolist() == sequence[: depth + 1]
             assert tree.positions[seen].tolist() == list(range(depth + 1))
-    assert used == set(range(len(tree))), "no row is without use"
-    # One row for each distinct (prefix, next token).
-    assert len(tree) == len({tuple(sequence[: n + 1]) for sequence in sequences for n in range(1, len(sequence))})
-    assert IGNORED_LABEL not in tree.labels
+    assert used == set(range(len(tree.heads))), "no prediction is without use"
+    assert set(tree.heads.tolist()) == set(range(len(tree))), "no row is without use"
+    # One row for each distinct prefix that predicts something, one prediction for each distinct (prefix, next token).
+    prefixes = {tuple(sequence[:n]) for sequence in sequences for n in range(1, len(sequence))}
+    assert len(tree) == len(prefixes)
+    predictions = {tuple(sequence[: n + 1]) for sequence in sequences for n in range(1, len(sequence))}
+    assert len(tree.heads) == len(predictions)
 
 
 @given(FORESTS, st.integers(1, 64), st.integers(1, 30))
@@ -104,7 +108,7 @@ def test_numbers_and_gradients_equal_the_padded_forward(
     prompt = [token % VOCAB for token in range(20)]
     forwards.clear()
     sequence_logps(model, [[*prompt, 1, 2], [*prompt, 3], [*prompt, 1, 4]])
-    assert forwards == [(1, 23)]
+    assert forwards == [(1, 21)]
 
 
 def test_an_adapter_is_seen(tiny: Callable[..., PreTrainedModel]) -> None:

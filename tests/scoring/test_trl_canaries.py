@@ -49,6 +49,29 @@ def test_canary_add_fused_lm_head_shapes_and_dtypes(tiny) -> None:
         assert getattr(shifted, name).dtype == dtype, f"{name} is not {dtype}. {ADVICE}"
 
 
+def test_canary_the_head_reads_what_the_layers_hand_on(tiny) -> None:
+    """`scoring/shared_forward.py` chooses rows, and takes the router's logits away, between layers and head."""
+    model = tiny("mixtral", output_router_logits=True)
+    utils.add_fused_lm_head(model)
+    ids = torch.arange(5)[None]
+    every = model(input_ids=ids, shift_labels=ids, fused_lm_head=True)
+    assert every.aux_loss > 0, f"the head computes no auxiliary loss. {ADVICE}"
+
+    def choose(_module, _arguments, outputs) -> None:
+        outputs.last_hidden_state, outputs.router_logits = outputs.last_hidden_state[:, [3, 1]], None
+
+    model.base_model.register_forward_hook(choose)
+    two = model(input_ids=ids, shift_labels=ids[:, [3, 1]], fused_lm_head=True)
+    assert two.log_probs.shape == (1, 2), f"the head does not read last_hidden_state of base_model. {ADVICE}"
+    torch.testing.assert_close(two.log_probs, every.log_probs[:, [3, 1]])
+    assert two.aux_loss == 0, f"the head needs the router's logits. {ADVICE}"
+
+
+def test_canary_use_triton_decides_which_positions_are_projected() -> None:
+    """`tests/benchmarks/shared_prefix.py` patches it."""
+    assert "compact = _use_triton(" in inspect.getsource(utils.add_fused_lm_head), ADVICE
+
+
 def test_canary_fused_causal_lm_output_fields() -> None:
     assert hasattr(utils, "FusedCausalLMOutput"), f"trl.trainer.utils.FusedCausalLMOutput is gone. {ADVICE}"
     fields = {field.name for field in dataclasses.fields(utils.FusedCausalLMOutput)}

@@ -30,6 +30,7 @@ COMMON: dict[str, Any] = SHORT_RUN | {
     "learning_rate": 1.0,
 }
 STOCK = "trl:DPOTrainer", "trl:DPOConfig"
+DPO = "tokencredit.trainers.weighted:WeightedDPOTrainer", "tokencredit.trainers.weighted:WeightedDPOConfig"
 OURS = "tokencredit.trainers.tab_po:TABPOTrainer", "tokencredit.trainers.tab_po:TABPOConfig"
 
 

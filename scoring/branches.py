@@ -1,0 +1,182 @@
+"""A trunk with many short branches, without gradient: probes of one response at many of its places."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tokencredit.errors import InputError
+from tokencredit.scoring.logps import Scores, check_ids, check_outputs, sequence_logps, unscored
+from tokencredit.scoring.prefix_tree import PrefixTree, prefix_tree
+from tokencredit.scoring.shared_forward import attention_dtype, layer_masks, refusal, run_rows
+from tokencredit.scoring.trl_compat import fused_lm_head
+
+Branch = tuple[int, Sequence[int]]
+
+
+def branch_logps(
+    model: nn.Module,
+    trunk: Sequence[int],
+    branches: Sequence[Branch],
+    *,
+    temperature: float = 1.0,
+    outputs: tuple[str, ...] = ("log_probs",),
+    chunk_rows: int = 1024,
+    forwards: int | None = None,
+) -> Scores:
+    """Score continuations of prefixes of one sequence: the trunk is computed once.
+
+    ℓ_t = log π(b_t | trunk_<p, b_<t) for a branch b at p
+
+    The trunk runs first and leaves its keys and values; branches follow in chunks, many in one line, each of whose rows
+    attends to the trunk before its branch and to its own branch. Common beginnings of branches at one place are
+    computed once too. Nothing is copied per branch, and a chunk's mask has chunk_rows · (T + chunk_rows) entries,
+    however many branches there are. Without gradient and without dropout; the model is left as found.
+
+    Args:
+        model: A causal language model, plain or wrapped.
+        trunk: T token ids.
+        branches: `(p, tokens)` each: tokens that follow the first p of the trunk, 1 ≤ p ≤ T; at least one.
+        temperature: Divides the logits.
+        outputs: As for `sequence_logps`.
+        chunk_rows: At most so many branch tokens in one forward; a longer branch runs alone.
+        forwards: Run so many forwards, the last of them on a single token for nothing. Where parameters are sharded
+            over processes (ZeRO-3, FSDP) all have to run the same number: the largest `branch_forwards`.
+
+    Returns:
+        In the order of `branches`, a tensor with a number per token of the branch; a tuple of them when several outputs
+        are asked for.
+
+    Raises:
+        InputError: Trunk or branches hold no token or one outside the vocabulary, a place is outside the trunk, more
+            than `forwards` are needed, or they are given for a model that cannot do this. Without `forwards` such a
+            model scores whole sequences, padded, and a warning says why.
+    """
+    check_outputs(outputs, temperature)
+    trunk = list(trunk)
+    _check(trunk, branches)
+    needed = branch_forwards(branches, chunk_rows=chunk_rows)
+    if forwards is not None and forwards < needed:
+        raise InputError("forwards", f"{forwards} are too few", f"give {needed} or more")
+    with torch.no_grad(), _evaluating(model), fused_lm_head(model, temperature=temperature, outputs=outputs) as base:
+        check_ids([trunk, *(list(tokens) for _, tokens in branches)], base.config.get_text_config().vocab_size)
+        reason = refusal(model, base.config.get_text_config())
+        if reason is not None:
+            if forwards is not None:
+                raise InputError("forwards", f"the trunk cannot be shared: {reason}", "leave them out")
+            warnings.warn(f"the trunk is computed again for each branch: {reason}", stacklevel=2)
+            return _padded(model, trunk, branches, temperature, outputs)
+        scores = [unscored(outputs, base.device)] * len(branches)
+        if branches:
+            cache = DynamicCache()  # keeps all keys; one made for a window would drop those that a branch needs
+            known = max(1, max(place for place, _ in branches) - 1)
+            _extend(model, base, cache, trunk[:known])
+            for chunk in _chunks(branches, chunk_rows):
+                tree = prefix_tree([[branches[i][0], *branches[i][1]] for i in chunk])
+                values = _score(model, base, cache, trunk, known, tree, outputs)
+                cache.crop(-len(tree))
+                for i, places in zip(chunk, tree.places, strict=True):
+                    at = torch.from_numpy(places).to(base.device)
+                    scores[i] = tuple(value[at] for value in values)
+        for _ in range((forwards or needed) - needed):
+            _extend(model, base, None, trunk[:1])
+    return [score[0] for score in scores] if len(outputs) == 1 else scores
+
+
+def branch_forwards(branches: Sequence[Branch], *, chunk_rows: int = 1024) -> int:
+    """How many forwards `branch_logps` runs: one for the trunk and one per chunk; none without branches."""
+    return sum(1 for _ in _chunks(branches, chunk_rows)) + bool(branches)
+
+
+def _chunks(branches: Sequence[Branch], chunk_rows: int) -> Iterator[list[int]]:
+    """Indices of the branches of each chunk, sorted so that common beginnings meet."""
+    chunk: list[int] = []
+    rows = 0
+    for i in sorted(range(len(branches)), key=lambda i: (branches[i][0], list(branches[i][1]))):
+        length = len(branches[i][1])
+        if chunk and rows + length > chunk_rows:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(i)
+        rows += length
+    if chunk:
+        yield chunk
+
+
+def _extend(model: nn.Module, base: Any, cache: DynamicCache | None, tokens: list[int]) -> None:
+    """Run tokens from the start, for the keys and values that they leave in the cache."""
+    ids = torch.tensor([tokens], device=base.device)
+    last = torch.tensor([len(tokens) - 1], device=base.device)
+    run_rows(model, base, {"input_ids": ids}, last, ids[0, -1:], past_key_values=cache)
+
+
+def _score(
+    model: nn.Module,
+    base: Any,
+    cache: DynamicCache,
+    trunk: list[int],
+    known: int,
+    tree: PrefixTree,
+    outputs: tuple[str, ...],
+) -> list[Tensor]:
+    """Numbers of a chunk of branches, `[N]` per output.
+
+    Args:
+        tree: Of the branches, each with the place where it leaves the trunk as its first token. Its root stands for the
+            trunk's last token before that place, computed again: what predicts the branch's first token.
+        known: So many tokens of the trunk are in the cache.
+    """
+    roots = tree.positions == 0
+    starts = tree.tokens[roots][np.cumsum(roots) - 1] - 1
+    tokens = np.where(roots, np.asarray(trunk)[starts], tree.tokens)
+    arrays = (tokens, tree.positions + starts, starts, tree.ends, tree.heads, tree.labels)
+    ids, depths, start, ends, heads, labels = (torch.from_numpy(array).to(base.device) for array in arrays)
+    trunk_keys, rows = torch.arange(known, device=base.device), torch.arange(len(tree), device=base.device)
+    before = trunk_keys[None] < start[:, None]
+    inside = (rows[None] <= rows[:, None]) & (rows[:, None] < ends[None])
+    apart = depths[:, None] - torch.cat([trunk_keys, depths])[None]
+    config = base.config.get_text_config()
+    mask = layer_masks(torch.cat([before, inside], dim=1)[None], apart[None], config, attention_dtype(base))
+    inputs = {"input_ids": ids[None], "position_ids": depths[None], "attention_mask": mask}
+    found = run_rows(model, base, inputs, heads, labels, past_key_values=cache)
+    return [getattr(found, name) for name in outputs]
+
+
+def _padded(
+    model: nn.Module, trunk: list[int], branches: Sequence[Branch], temperature: float, outputs: tuple[str, ...]
+) -> Scores:
+    whole = [[*trunk[:place], *tokens] for place, tokens in branches]
+    options: Any = {"share_prefixes": False, "temperature": temperature, "outputs": outputs}
+    found: Any = sequence_logps(model, whole, **options)
+    counts = [len(tokens) for _, tokens in branches]
+    if len(outputs) == 1:
+        return [score[-count:] for score, count in zip(found, counts, strict=True)]
+    return [tuple(value[-count:] for value in score) for score, count in zip(found, counts, strict=True)]
+
+
+def _check(trunk: list[int], branches: Sequence[Branch]) -> None:
+    if not trunk:
+        raise InputError("trunk", "is empty", "give at least one token")
+    for i, (place, tokens) in enumerate(branches):
+        if not 1 <= place <= len(trunk):
+            problem = f"place {place} is outside the trunk of {len(trunk)} tokens"
+            raise InputError(f"branches[{i}]", problem, f"give 1 to {len(trunk)}")
+        if not len(tokens):
+            raise InputError(f"branches[{i}]", "has no token", "give at least one")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, and without gradient checkpointing, which keeps no keys and values."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
