@@ -1,5 +1,7 @@
 """Models to per-token numbers."""
 
+from tokencredit.scoring.contrastive import Draft, Templates, contrastive_rewards, load_templates
 from tokencredit.scoring.logps import sequence_logps
+from tokencredit.scoring.reward_store import RewardStore
 
-__all__ = ["sequence_logps"]
+__all__ = ["Draft", "RewardStore", "Templates", "contrastive_rewards", "load_templates", "sequence_logps"]

@@ -1,4 +1,4 @@
-"""T-REG: golden values, the plain methods it reduces to, the multipliers in closed form, and what must not change it."""
+"""T-REG: golden values, the plain losses it reduces to, multipliers in closed form, and what must not change it."""
 
 import math
 import re
