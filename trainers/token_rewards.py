@@ -1,13 +1,11 @@
 """T-REG's token rewards of a tokenised dataset: from its columns, from the store, or computed."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from datasets import config as datasets_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -121,9 +119,7 @@ def with_token_rewards(
     """
     both = drafts(dataset, tokenizer)
     check_vocabulary(tokenizer, evaluator_tokenizer, both)
-    # Under ZeRO-3 and FSDP every process has other shards.
-    shards = sorted(set(gather_object([weights_hash(evaluator)])))
-    store = RewardStore(store_folder(hashlib.sha256("".join(shards).encode()).hexdigest()[:32], precision))
+    store = RewardStore(store_folder(weights_hash(evaluator)[:32], precision))
     rewards = contrastive_rewards(
         evaluator,
         evaluator_tokenizer,
