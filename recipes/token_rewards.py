@@ -9,6 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from tokencredit.analysis import page
+from tokencredit.analysis.models import load_model, load_tokenizer
+from tokencredit.analysis.other_rewards import dpo_rewards, shuffled_rewards
 from tokencredit.analysis.reward_figures import RewardedPair, RewardFigures, reward_figures, reward_view
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import build_trainer
@@ -67,29 +69,59 @@ def check_files(files: Iterable[Path | None]) -> None:
             raise InputError(str(path), f"there is no folder {str(path.parent)!r}", "create it, or name another file")
 
 
-def reward(recipe: Recipe, data: Any, limit: int | None) -> Made:
+def reward(
+    recipe: Recipe, data: Any, *, limit: int | None, shuffle: int | None = None, from_dpo: str | None = None
+) -> Made:
     """Give the training pairs of a recipe their rewards, and those it evaluates on unless there is a limit.
 
     Args:
         recipe: A resolved `t_reg` recipe.
         data: Its `RecipeData`.
         limit: Take the first so many training pairs.
+        shuffle: Deal the rewards of each response out at random, by this seed.
+        from_dpo: Take what this model implies instead, see `tokencredit.analysis.other_rewards.dpo_rewards`.
     """
     columns = next(iter(data.train)).keys()
-    if limit is not None:
-        data = replace(data, train=data.train.select(range(min(limit, len(data.train)))), evaluation=None)
+    if limit is not None or from_dpo is not None:
+        rows = len(data.train) if limit is None else min(limit, len(data.train))
+        data = replace(data, train=data.train.select(range(rows)), evaluation=None)
     # The rewards are the same for both bases, and SimPO holds no second model in memory.
     settings: dict[str, Any] = {"base": "simpo", "precompute_ref_log_probs": False, "loss": None, "loss_kwargs": None}
+    if from_dpo is not None:
+        settings["loss"] = "tokencredit.losses:simpo_loss"  # needs no rewards, so that none are computed
     trainer = build_trainer(recipe.with_training(**settings), data)
-    pairs = _pairs(trainer.train_dataset, trainer.processing_class)
+    dataset, tokenizer = trainer.train_dataset, trainer.processing_class
+    special = tokenizer.all_special_ids
+    if from_dpo is not None:
+        tuned = _tuned(from_dpo, tokenizer)
+        dataset = _with_columns(dataset, dpo_rewards(dataset, tuned, trainer.model.eval(), special=special))
+    if shuffle is not None:
+        dataset = _with_columns(dataset, shuffled_rewards(dataset, special=special, seed=shuffle))
+    pairs = _pairs(dataset, tokenizer)
     return Made(
-        dataset=trainer.train_dataset,
-        columns=list(columns),
-        tokenizer=trainer.processing_class,
+        dataset=dataset,
+        columns=["prompt", *columns],
+        tokenizer=tokenizer,
         pairs=pairs,
         figures=reward_figures(pairs),
         templates=trainer.args.templates,
     )
+
+
+def _tuned(name: str, tokenizer: Any) -> Any:
+    try:
+        if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+            raise InputError("MODEL", f"{name!r} has another tokenizer", "name a model tuned from the recipe's")
+        return load_model(name)
+    except InputError as error:
+        raise InputError("--from-dpo", error.problem, error.remedy) from None
+
+
+def _with_columns(dataset: Any, columns: dict[str, list[list[float]]]) -> Any:
+    kept = dataset.remove_columns([name for name in REWARDS if name in dataset.column_names])
+    for name, values in columns.items():
+        kept = kept.add_column(name, values)
+    return kept
 
 
 def _pairs(dataset: Any, tokenizer: Any) -> list[RewardedPair]:

@@ -267,6 +267,8 @@ def token_rewards(
     html: Annotated[
         Path | None, typer.Option(help="Write a page with both answers of each pair, token by token.")
     ] = None,
+    shuffle: Annotated[int | None, typer.Option(help="Control: shuffle each answer's rewards, by this seed.")] = None,
+    from_dpo: Annotated[str | None, typer.Option(help="Ablation: the rewards that this tuned model implies.")] = None,
 ) -> None:
     """Compute the token rewards that a T-REG recipe trains with, keep them for it, and say what they look like."""
     with _input_errors():
@@ -284,7 +286,7 @@ def token_rewards(
             checked, _, found = prepare(command.parsed(layer | {"output_dir": folder}))
         for note in found.notes:
             err.print(f"note: {note}", markup=False)
-        made = command.reward(checked, found.data, limit)
+        made = command.reward(checked, found.data, limit=limit, shuffle=shuffle, from_dpo=from_dpo)
         for table in command.tables(made.figures):
             out.print(table)
         for line in command.write(made, output, html):
