@@ -259,5 +259,7 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text('version: 3\nbetter: \'{"a": 1} {prompt}\'\nworse: "-{prompt}"\n')
     assert load_templates(str(path)) == Templates(str(path), '{"a": 1} {prompt}', "-{prompt}", 3)
-    with pytest.raises(InputError, match="templates: no file 'genral'; give a YAML file or one of general, structured"):
+    with pytest.raises(
+        InputError, match="templates: no file 'genral'; give a YAML file or one of general, steerable, structured"
+    ):
         load_templates("genral")

@@ -240,7 +240,7 @@ def test_rewards_that_cannot_be_used(rewards: dict[str, Any], message: str, mode
         ({"base": "ipo"}, "base: 'ipo' is unknown; choose one of dpo, simpo"),
         ({"gamma": 1.0}, "gamma: 1.0 has no effect with base: dpo"),
         ({"beta": 0.0}, "beta: 0.0 is not positive"),
-        ({"templates": "best"}, "templates: no file 'best'; give a YAML file or one of general, structured"),
+        ({"templates": "best"}, "templates: no file 'best'; give a YAML file or one of general, steerable, structured"),
         ({"reward_batch_tokens": 0}, "reward_batch_tokens: 0 is too small"),
         ({"base": "simpo", "precompute_ref_log_probs": True}, "precompute_ref_log_probs: t_reg_loss uses no reference"),
         ({"token_weights": {"differing": 1.2}}, "token_weights: t_reg_loss uses no token weights"),
@@ -380,3 +380,29 @@ def test_the_command_describes_keeps_and_shows(model: Path, tmp_path: Path, run_
     wrong = run_cli(tmp_path, "token-rewards", "recipe.yaml", "trainer=dpo", check=False)
     assert wrong.returncode == 2
     assert "error: trainer: 'dpo' has no token rewards; name a recipe with trainer: t_reg" in wrong.stderr
+
+
+def test_rewards_to_compare_with(model: Path, tmp_path: Path) -> None:
+    """`--shuffle` and `--from-dpo` of the command, in this process."""
+    from tokencredit.cluster.launch import prepare
+    from tokencredit.recipes import token_rewards as command
+
+    recipe = SHORT_RUN | {"trainer": "t_reg", "output_dir": str(tmp_path / "run"), "model_name_or_path": str(model)}
+    write_jsonl(tmp_path / "pairs.jsonl", preferences(4))
+    checked, _, found = prepare(command.parsed(recipe | {"dataset_name": str(tmp_path / "pairs.jsonl")}))
+    own = command.reward(checked, found.data, limit=None).dataset
+    dealt = command.reward(checked, found.data, limit=None, shuffle=0).dataset
+    implied = command.reward(checked, found.data, limit=3, from_dpo=str(model))
+    for side in ("chosen_rewards", "rejected_rewards"):
+        assert [sorted(values) for values in dealt[side]] == [sorted(values) for values in own[side]]
+        assert [values[-1] for values in dealt[side]] == [0.0] * 4
+        assert not any(any(values) for values in implied.dataset[side]), "an untuned model implies nothing"
+    assert dealt["chosen_rewards"][:] != own["chosen_rewards"][:]
+    assert implied.figures.chosen.count == 3
+    with pytest.raises(InputError, match="--from-dpo: no folder"):
+        command.reward(checked, found.data, limit=1, from_dpo=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="init: a model from scratch finds no token better"):
+        command.parsed({key: value for key, value in recipe.items() if key != "model_name_or_path"} | SCRATCH)
+
+
+SCRATCH: dict[str, Any] = {"init": {"model_type": "llama"}}
