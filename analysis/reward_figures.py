@@ -16,7 +16,7 @@ NOT_PLANTED = ("samples", "expert")
 """Strategies of pairs that say nothing about which tokens are wrong."""
 
 COLUMNS = (
-    Column("token_rewards", "r̂: above 0 where the evaluator finds the token better than a worse answer's", True),
+    Column("token_rewards", "r̂: above 0 where the token is more at home in a better answer", True),
     Column("wrong", "1 where the rejected answer was made to differ"),
     Column("classes", "what the token belongs to"),
     Column("ids", "token id", coloured=False),
