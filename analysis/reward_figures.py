@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokencredit.analysis.statistics import RESAMPLES, percentile_interval, resampled_totals
-from tokencredit.analysis.token_view import Column, Response, TokenView
+from tokencredit.analysis.token_view import Column, Response, TokenView, Values
 from tokencredit.data.alignment import differing_tokens
 
 SIDES = ("chosen", "rejected")
@@ -182,7 +182,7 @@ def reward_view(pairs: Iterable[RewardedPair]) -> TokenView:
     for number, pair in enumerate(pairs):
         wrong = pair.wrong()
         for side in SIDES:
-            columns = {"token_rewards": list(pair.rewards[side]), "ids": list(pair.ids[side])}
+            columns: dict[str, Values] = {"token_rewards": list(pair.rewards[side]), "ids": list(pair.ids[side])}
             if pair.classes.get(side):
                 columns["classes"] = list(pair.classes[side])
             if wrong is not None and side == "rejected":

@@ -170,8 +170,9 @@ class PreferenceTrainer(TokenPairTrainer):
     def _reference_engine(self) -> Any:
         """The policy in DeepSpeed's engine, where it has to stand for the reference before training; or None."""
         if self.ref_model is None and self.is_deepspeed_enabled:
+            policy: Any = self.model
             # TRL keeps the one engine between its passes too.
-            self._precompute_engine: Any = self._precompute_engine or prepare_deepspeed(self.model, self.accelerator)
+            self._precompute_engine: Any = self._precompute_engine or prepare_deepspeed(policy, self.accelerator)
             return self._precompute_engine
         return None
 
