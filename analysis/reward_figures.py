@@ -1,7 +1,7 @@
 """What token rewards look like over pairs: do they tell better from worse answers, and right from wrong tokens?"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,12 @@ COLUMNS = (
     Column("classes", "what the token belongs to"),
     Column("ids", "token id", coloured=False),
 )
+
+
+def in_text(ids: Sequence[int], special: Collection[int]) -> list[bool]:
+    """Which tokens of a response stand before the first special one: what follows is the template's, not the text."""
+    end = next((place for place, token in enumerate(ids) if token in special), len(ids))
+    return [place < end for place in range(len(ids))]
 
 
 @dataclass(frozen=True)

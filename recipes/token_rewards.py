@@ -11,7 +11,7 @@ from rich.table import Table
 from tokencredit.analysis import page
 from tokencredit.analysis.models import load_model, load_tokenizer
 from tokencredit.analysis.other_rewards import dpo_rewards, shuffled_rewards
-from tokencredit.analysis.reward_figures import RewardedPair, RewardFigures, reward_figures, reward_view
+from tokencredit.analysis.reward_figures import RewardedPair, RewardFigures, in_text, reward_figures, reward_view
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import build_trainer
 from tokencredit.recipes.schema import Recipe, parse_recipe
@@ -144,7 +144,7 @@ def _pairs(dataset: Any, tokenizer: Any) -> list[RewardedPair]:
                 ids=ids,
                 rewards={side: row[column] for side, column in zip(SIDES, REWARDS, strict=True)},
                 classes={side: row.get(column) or [] for side, column in zip(SIDES, CLASSES, strict=True)},
-                inside={side: [token not in special for token in ids[side]] for side in SIDES},
+                inside={side: in_text(ids[side], special) for side in SIDES},
             )
         )
     return found
