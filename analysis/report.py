@@ -24,6 +24,8 @@ MAX_TOKENS = 200_000
 COLUMNS = (
     Column("logps_change", "log p − log p of the reference: what training did to the token", diverging=True),
     Column("weights", "raw token weight"),
+    Column("token_rewards", "r̂: above 0 where the token is more at home in a better answer", diverging=True),
+    Column("implicit_rewards", "the token's share of the policy's own reward", diverging=True),
     Column("gated", "1 where the barrier lifts the token"),
     Column("gradient", "∂L/∂ log p: a step against it raises tokens below 0", diverging=True),
     Column("logps", "log p of the token"),

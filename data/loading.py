@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokencredit.data.builtin import us_addresses_pairs
+from tokencredit.data.builtin import US_ADDRESSES
 from tokencredit.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_split(
         name: Path of a .json, .jsonl, .csv or .parquet file (its split is `train`), of a folder with one such
             file per split or saved with `save_to_disk`, a built-in name, or a name on the hub.
         split: Name of the split; `train[:100]` and `train[10%:]` take a part.
-        config: Configuration of the dataset. `us_addresses` has `pairs`.
+        config: Configuration of the dataset. `us_addresses` has those of `tokencredit.data.builtin.US_ADDRESSES`.
         streaming: Load lazily.
 
     Raises:
@@ -103,13 +103,13 @@ def _load_builtin(name: str, split: str, config: str | None) -> Any:
     labelled = datasets.load_dataset("json", data_files=splits, split=split if config is None else None)
     if config is None:
         return labelled
-    if config != "pairs":
-        raise ValueError(f"unknown configuration {config!r}, should be 'pairs' or none")
+    if config not in US_ADDRESSES:
+        raise ValueError(f"unknown configuration {config!r}, should be one of {[*US_ADDRESSES]} or none")
     split_name, part = split_expression(split)
     if split_name not in splits:
         raise ValueError(f"Unknown split {split_name!r}. Should be one of {list(splits)}.")
-    pairs = datasets.Dataset.from_list(us_addresses_pairs(list(labelled[split_name]), list(labelled["train"])))
-    return pairs.select(part(len(pairs)))
+    made = datasets.Dataset.from_list(US_ADDRESSES[config](list(labelled[split_name]), list(labelled["train"])))
+    return made.select(part(len(made)))
 
 
 def split_expression(split: str) -> tuple[str, Callable[[int], range]]:

@@ -4,6 +4,7 @@ from tokencredit.losses.advantages import group_advantages, live_rows, whiten
 from tokencredit.losses.divergence import divergence_weights, js_divergence
 from tokencredit.losses.preference import dpo_loss, simpo_loss
 from tokencredit.losses.spae import spae_advantages, spae_credit, step_potential
+from tokencredit.losses.t_reg import t_reg_loss, token_rewards
 from tokencredit.losses.tab_po import tab_po_loss
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "spae_advantages",
     "spae_credit",
     "step_potential",
+    "t_reg_loss",
     "tab_po_loss",
+    "token_rewards",
     "whiten",
 ]

@@ -225,6 +225,10 @@ def _path_or_uri(value: str, base: Path) -> str:
     return value if "://" in value else _path(value, base)
 
 
+def _path_or_templates(value: str, base: Path) -> str:
+    return _path(value, base) if value.endswith((".yaml", ".yml")) else value
+
+
 def _path_or_data(value: str, base: Path) -> str:
     return value if value == "data" else _path(value, base)
 
@@ -241,6 +245,8 @@ _PATH_KEYS: dict[str, Callable[[str, Path], str]] = {
     "output_dir": _path,
     "resume_from_checkpoint": _path,
     "model_name_or_path": _path_or_name,
+    "evaluator": _path_or_name,
+    "templates": _path_or_templates,
     "chat_template_path": _path_or_name,
     "dataset_name": _path_or_name,
     "output_file": _path,

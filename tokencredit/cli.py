@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -330,6 +331,43 @@ def pairs(
             err.print(f"note: {note}", markup=False)
         for part in pairs_report.result(made):
             out.print(part, markup=False)
+
+
+@app.command("token-rewards")
+def token_rewards(
+    recipe: Annotated[str, typer.Argument(help="A recipe file with trainer: t_reg, or the name of a built-in one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first so many training pairs.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the pairs with their rewards to this Parquet file.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with both answers of each pair, token by token.")
+    ] = None,
+    shuffle: Annotated[int | None, typer.Option(help="Control: shuffle each answer's rewards, by this seed.")] = None,
+    from_dpo: Annotated[str | None, typer.Option(help="Ablation: the rewards that this tuned model implies.")] = None,
+) -> None:
+    """Compute the token rewards that a T-REG recipe trains with, keep them for it, and say what they look like."""
+    with _input_errors():
+        from tokencredit.recipes.files import read_recipe
+
+        # In this process, and without a run folder.
+        layer = read_recipe(recipe, [*(overrides or []), "launch=none", "resume_from_checkpoint=null"])
+        _set_environment(layer.get("env"))
+        with err.status("checking the recipe"), TemporaryDirectory() as folder:
+            from tokencredit.cluster.launch import prepare
+            from tokencredit.recipes import token_rewards as command
+
+            raise_on_sigterm()
+            command.check_files([output, html])
+            checked, _, found = prepare(command.parsed(layer | {"output_dir": folder}))
+        for note in found.notes:
+            err.print(f"note: {note}", markup=False)
+        made = command.reward(checked, found.data, limit=limit, shuffle=shuffle, from_dpo=from_dpo)
+        for table in command.tables(made.figures):
+            out.print(table)
+        for line in command.write(made, output, html):
+            out.print(line, markup=False)
 
 
 @app.command("eval")

@@ -10,6 +10,8 @@ _CLASSES = {
     "PreferenceTrainer": "preference",
     "TABPOConfig": "tab_po",
     "TABPOTrainer": "tab_po",
+    "TREGConfig": "t_reg",
+    "TREGTrainer": "t_reg",
     "WeightedDPOConfig": "weighted",
     "WeightedDPOTrainer": "weighted",
     "WeightedSFTConfig": "weighted",
@@ -106,6 +108,12 @@ METHODS: dict[str, Method] = {
     "tab_po": Method(
         trainer="tokencredit.trainers.tab_po:TABPOTrainer",
         config="tokencredit.trainers.tab_po:TABPOConfig",
+        columns=_PAIRS,
+        reference="chosen",
+    ),
+    "t_reg": Method(
+        trainer="tokencredit.trainers.t_reg:TREGTrainer",
+        config="tokencredit.trainers.t_reg:TREGConfig",
         columns=_PAIRS,
         reference="chosen",
     ),

@@ -21,6 +21,7 @@ from tokencredit.errors import InputError
 SIDES = ("chosen", "rejected")
 WEIGHTS = tuple(f"{side}_weights" for side in SIDES)
 CLASSES = tuple(f"{side}_classes" for side in SIDES)
+REWARDS = tuple(f"{side}_rewards" for side in SIDES)
 REFERENCE = tuple(f"ref_{side}_token_logps" for side in SIDES)
 SFT_WEIGHTS = "token_weights"
 SCAFFOLD = "scaffold"
@@ -148,10 +149,14 @@ def completion_row(
 def _offsets(
     tokenizer: Any, row: Mapping[str, Any], response: Any, prompt_ids: list[int], ids: list[int]
 ) -> tuple[str, Offsets]:
+    return response_offsets(tokenizer, row["prompt"], response, prompt_ids, ids, **template_keywords(row))
+
+
+def template_keywords(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the chat template that a row brings along."""
     tools = row.get("tools")
-    template = {"tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else {}
-    template |= row.get("chat_template_kwargs") or {}
-    return response_offsets(tokenizer, row["prompt"], response, prompt_ids, ids, **template)
+    found = {"tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else {}
+    return found | (row.get("chat_template_kwargs") or {})
 
 
 def _scored(prompt: int, response: int, kept: slice) -> list[bool]:

@@ -1,9 +1,10 @@
 """What is logged of the tokens of preference pairs: sums per token class, and samples that can be read later."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokencredit.trainers.callbacks import write_whole
 
 SAMPLES = "token_samples"
 FROM_LOSS = "loss."
+_MOMENTS = ("x", "y", "xx", "yy", "xy")
 
 RATIOS: Mapping[str, tuple[str, str]] = {
     "logps_change": ("change", "chosen_tokens"),
@@ -87,6 +89,8 @@ class PairTokens:
         chosen: What the loss returns per token of the chosen response, `[B, T]`.
         classes: Index of each token's class, −1 outside the responses; None without classes.
         names: Of the classes.
+        both: What the trainer knows of every token besides, `[2B, T]`.
+        correlated: Metric → the two of `both` that it compares.
     """
 
     mask: Tensor
@@ -96,6 +100,8 @@ class PairTokens:
     chosen: Mapping[str, Tensor]
     classes: Tensor | None
     names: list[str]
+    both: Mapping[str, Tensor] = field(default_factory=dict)
+    correlated: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def values(self) -> dict[str, Tensor]:
         """What is summed, `[2B, T]`, 0 where it does not count."""
@@ -114,6 +120,9 @@ class PairTokens:
             # Under a prefix: a loss may name its metrics as it likes.
             on_both = torch.cat([per_token.float(), torch.zeros_like(per_token, dtype=torch.float32)])
             found[FROM_LOSS + name] = on_both * mask
+        for name, pair in self.correlated.items():
+            x, y = (self.both[part].float() * mask for part in pair)
+            found |= {f"{name}.{key}": value for key, value in zip(_MOMENTS, (x, y, x * x, y * y, x * y), strict=True)}
         return found
 
     def sums(self) -> dict[tuple[str, str], Tensor]:
@@ -132,7 +141,7 @@ class PairTokens:
 
     def rows(self, pairs: int) -> list[tuple[int, str, dict[str, list[Any]]]]:
         """(pair, side, columns over its response tokens) of the first pairs."""
-        columns = {"logps": self.logps, "ref_logps": self.ref_logps, "gradient": self.gradient}
+        columns = {"logps": self.logps, "ref_logps": self.ref_logps, "gradient": self.gradient, **self.both}
         half = len(self.mask) // 2
         found = []
         for pair in range(min(pairs, half)):
@@ -188,14 +197,17 @@ class TokenMetrics:
     `<name>` is over all response tokens and `<name>/<class>` over those of a class; a ratio whose denominator is 0 is
     left out. Besides the table and what the loss returns per chosen token (as its mean): `gradient_mass/<class>`, the
     class's share of Σ |∂L/∂ℓ_t|; `token_share/<class>`, its share of the tokens; `margins/<class>`, what its tokens add
-    to Σ (ℓ − ℓ^ref) of chosen minus rejected, nats per pair.
+    to Σ (ℓ − ℓ^ref) of chosen minus rejected, nats per pair. Of two quantities that are compared: `<name>/<class>`, the
+    sum of their products over the class, per pair; and `<name>_correlation`, Pearson's, over all tokens and per class.
 
     Args:
         table: Metric → the two sums it is the ratio of.
+        correlated: Names of the comparisons.
     """
 
-    def __init__(self, table: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(self, table: Mapping[str, tuple[str, str]], correlated: Iterable[str] = ()) -> None:
         self.table = {**HEAD_RATIOS, **SHARED_RATIOS, **table}
+        self.correlated = tuple(correlated)
         self.sums: dict[str, Counter[tuple[str, str]]] = {"train": Counter(), "eval": Counter()}
         self.pairs: Counter[str] = Counter()
 
@@ -222,8 +234,19 @@ class TokenMetrics:
                 ratios["gradient_mass"] = sums.get(("gradient", label)), sums["gradient", ""]
                 ratios["token_share"] = sums.get(("tokens", label)), sums["tokens", ""]
                 ratios["margins"] = sums.get(("margin", label)), pairs
+                ratios |= {name: (sums.get((f"{name}.xy", label)), pairs) for name in self.correlated}
             found |= {name + ending: a / b for name, (a, b) in ratios.items() if a is not None and b}
+            for name in self.correlated:
+                value = _correlation(sums["tokens", label], *(sums[f"{name}.{key}", label] for key in _MOMENTS))
+                found |= {} if value is None else {f"{name}_correlation{ending}": value}
         return found
+
+
+def _correlation(count: float, x: float, y: float, xx: float, yy: float, xy: float) -> float | None:
+    """Pearson's correlation from sums; None where one of the two does not vary."""
+    spread = (xx - x * x / max(count, 1)) * (yy - y * y / max(count, 1))
+    # Sums of float32: what is left of equal values is rounding.
+    return (xy - x * y / count) / math.sqrt(spread) if spread > 1e-12 * xx * yy else None
 
 
 def write_samples(
@@ -232,8 +255,8 @@ def write_samples(
     """Write `token_samples/step-<n>.jsonl`: a line per response, readable without the model.
 
     Each line has `step`, `pair`, `side`, `prompt` (text), and lists over the response tokens: `tokens` (text), `ids`,
-    `weights` (raw, where set), `logps`, `ref_logps`, `gradient`, `classes`, and what the loss returned per chosen
-    token.
+    `weights` (raw, where set), `logps`, `ref_logps`, `gradient`, `classes`, what the trainer knows of every token
+    besides, and what the loss returned per chosen token.
     """
     lines = []
     for pair, side, numbers in tokens.rows(pairs):

@@ -14,7 +14,7 @@ Returned = tuple[Tensor, dict[str, Tensor]]
 
 TENSORS = tuple(
     name.format(side)
-    for name in ("{}_logps", "ref_{}_logps", "{}_mask", "{}_weights")
+    for name in ("{}_logps", "ref_{}_logps", "{}_mask", "{}_weights", "{}_rewards")
     for side in ("chosen", "rejected")
 )
 """Parameters of a pair loss that the trainer fills, `[B, T]` each."""
@@ -45,6 +45,11 @@ class PairLoss:
     def wants_weights(self) -> bool:
         """Whether it uses token weights."""
         return any(name.endswith("_weights") for name in self.wanted)
+
+    @property
+    def wants_rewards(self) -> bool:
+        """Whether it uses token rewards."""
+        return any(name.endswith("_rewards") for name in self.wanted)
 
     def __call__(self, tensors: Mapping[str, Tensor], pairs: int) -> Returned:
         """Loss `[B]` and metrics, `[B]` or per chosen token `[B, T]`.
@@ -101,7 +106,8 @@ def pair_loss(given: str | Callable[..., Any], settings: Mapping[str, Any], more
             own = [known for known in parameters if known not in TENSORS and known not in settings]
             raise InputError(f"loss_kwargs.{key}", f"is no setting of {name}", f"it takes {', '.join(own) or 'none'}")
     keywords = {key: value for key, value in settings.items() if anything or key in parameters} | dict(more or {})
-    wanted = TENSORS if anything else tuple(tensor for tensor in TENSORS if tensor in parameters)
+    # Rewards have to be named: there is no neutral value that stands for those that nobody gave.
+    wanted = tuple(t for t in TENSORS if t in parameters or (anything and not t.endswith("_rewards")))
     for key, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
         if required and key not in wanted and key not in keywords:

@@ -15,6 +15,7 @@ from tokencredit.trainers.annotate import (
     CLASSES,
     OWN_COLUMNS,
     REFERENCE,
+    REWARDS,
     SCAFFOLD,
     WEIGHTS,
     annotate_pairs,
@@ -55,9 +56,9 @@ class TokenPairCollator(DataCollatorForPreference):
     """TRL's pair collator, and what the rows hold per response token beside it, `[2B, T]`.
 
     Rows are `[chosen, rejected]` as in `input_ids`, cut where the ids are cut: `token_weights` (1 on prompt and
-    padding; the completion mask decides what counts), `token_classes` (indices into `classes`, −1 elsewhere) and
-    `ref_logps` (ℓ^ref at the token it belongs to, 0 elsewhere), each where the rows have it. And the trees of
-    the batch.
+    padding; the completion mask decides what counts), `token_rewards` (0 there), `token_classes` (indices into
+    `classes`, −1 elsewhere) and `ref_logps` (ℓ^ref at the token it belongs to, 0 elsewhere), each where the rows have
+    it. And the trees of the batch.
 
     Args:
         classes: Names of the token classes, in the order of their indices.
@@ -73,6 +74,8 @@ class TokenPairCollator(DataCollatorForPreference):
         shape = batch["input_ids"].shape
         if WEIGHTS[0] in examples[0]:
             batch["token_weights"] = self._align(examples, WEIGHTS, torch.ones(shape))
+        if isinstance(examples[0].get(REWARDS[0]), list):
+            batch["token_rewards"] = self._align(examples, REWARDS, torch.zeros(shape))
         if REFERENCE[0] in examples[0]:
             batch["ref_logps"] = self._align(examples, REFERENCE, torch.zeros(shape))
         if self.classes and CLASSES[0] in examples[0]:
@@ -145,4 +148,4 @@ class TokenPairTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
         columns: Any = self._signature_columns
-        self._signature_columns: Any = [*dict.fromkeys([*columns, *WEIGHTS, *CLASSES, *REFERENCE])]
+        self._signature_columns: Any = [*dict.fromkeys([*columns, *WEIGHTS, *REWARDS, *CLASSES, *REFERENCE])]

@@ -13,7 +13,7 @@ from trl import DPOConfig
 
 from tokencredit.errors import InputError
 from tokencredit.scoring.trl_compat import disable_gradient_checkpointing, prepare_deepspeed, use_adapter
-from tokencredit.trainers.annotate import REFERENCE, WEIGHTS, first_row
+from tokencredit.trainers.annotate import REFERENCE, REWARDS, WEIGHTS, first_row
 from tokencredit.trainers.diagnostics import (
     RATIOS,
     PairTokens,
@@ -27,6 +27,7 @@ from tokencredit.trainers.pair_loss import PairLoss, Returned, pair_loss
 from tokencredit.trainers.pairs import TokenPairTrainer
 from tokencredit.trainers.reference import with_reference_logps
 from tokencredit.trainers.sharing import TREES, PairSettings
+from tokencredit.trainers.token_rewards import check_rewards
 
 # Settings of DPO that would be taken and do nothing.
 _WITHOUT_EFFECT = (
@@ -48,7 +49,8 @@ class PreferenceConfig(PairSettings, DPOConfig):
     Args:
         loss: `module:function`, a pair loss. It names the tensors it wants among its parameters: `chosen_logps`,
             `rejected_logps`, `ref_chosen_logps`, `ref_rejected_logps`, `chosen_mask`, `rejected_mask`,
-            `chosen_weights`, `rejected_weights` (raw weights, ones where none are set), all `[B, T]`, aligned, float32.
+            `chosen_weights`, `rejected_weights` (raw weights, ones where none are set), `chosen_rewards`,
+            `rejected_rewards` (the data's columns of these names), all `[B, T]`, aligned, float32.
             It returns `(loss [B], metrics)`; metrics are `[B]` or one per chosen token `[B, T]`. A loss that names no
             `ref_` tensor runs without a reference model.
         loss_kwargs: Keywords for the loss besides the settings it names (`beta`).
@@ -111,13 +113,15 @@ class PreferenceTrainer(TokenPairTrainer):
     config_class: type[PreferenceConfig] = PreferenceConfig
     ratio_metrics: Mapping[str, tuple[str, str]] = RATIOS
     """Metrics that are ratios of sums over tokens, overall and per class."""
+    correlation_metrics: Mapping[str, tuple[str, str]] = {}
+    """Metrics that compare two of `_token_values`, overall and per class."""
 
     def __init__(self, model: Any, ref_model: Any = None, args: Any = None, **kwargs: Any) -> None:
         if not isinstance(args, self.config_class):
             problem = f"{type(args).__name__} is not the configuration of {type(self).__name__}"
             raise InputError("args", problem, f"give a {self.config_class.__name__}")
         self._loss = args.pair_loss(vars(args))
-        self._token_metrics = TokenMetrics(self.ratio_metrics)
+        self._token_metrics = TokenMetrics(self.ratio_metrics, self.correlation_metrics)
         self._sampled_step = -1
         if self._loss.wants_reference:
             super().__init__(model, ref_model, args, **kwargs)
@@ -142,7 +146,7 @@ class PreferenceTrainer(TokenPairTrainer):
         if self._loss.wants_reference:
             given = inputs.get("ref_logps")
             reference = self._reference_logps(forward | trees | {"labels": labels}) if given is None else given[:, 1:]
-        losses, metrics = self._call_loss(policy, reference, mask, inputs.get("token_weights"))
+        losses, metrics = self._call_loss(policy, reference, mask, inputs)
         if torch.is_grad_enabled() and not losses.requires_grad:
             raise InputError("loss", f"{self._loss.name} does not depend on the policy", "use its log-probabilities")
         loss = losses.mean()
@@ -154,9 +158,11 @@ class PreferenceTrainer(TokenPairTrainer):
                 outputs = model(**forward)
         return (loss, outputs) if return_outputs else loss
 
-    def _call_loss(self, policy: Tensor, reference: Tensor | None, mask: Tensor, weights: Tensor | None) -> Returned:
+    def _call_loss(self, policy: Tensor, reference: Tensor | None, mask: Tensor, inputs: dict[str, Any]) -> Returned:
+        weights, rewards = inputs.get("token_weights"), inputs.get("token_rewards")
         weights = torch.ones_like(policy, requires_grad=False) if weights is None else weights[:, 1:]
         batch = {"{}_logps": policy, "ref_{}_logps": reference, "{}_mask": mask, "{}_weights": weights}
+        batch["{}_rewards"] = None if rewards is None else rewards[:, 1:]
         tensors: dict[str, Tensor] = {}
         for name, both in batch.items():
             if both is not None:
@@ -164,16 +170,28 @@ class PreferenceTrainer(TokenPairTrainer):
                     tensors[name.format(side)] = half
         return self._loss(tensors, len(mask) // 2)
 
+    def _adapter_off(self) -> Any:
+        """What the policy's forwards run in where it stands for the reference."""
+        base = self.accelerator.unwrap_model(self.model)
+        if self.ref_model is None and is_peft_model(base):
+            return use_adapter(base, adapter_name="ref" if "ref" in base.peft_config else None)
+        return contextlib.nullcontext()
+
+    def _reference_engine(self) -> Any:
+        """The policy in DeepSpeed's engine, where it has to stand for the reference before training; or None."""
+        if self.ref_model is None and self.is_deepspeed_enabled:
+            policy: Any = self.model
+            # TRL keeps the one engine between its passes too.
+            self._precompute_engine: Any = self._precompute_engine or prepare_deepspeed(policy, self.accelerator)
+            return self._precompute_engine
+        return None
+
     def _reference_logps(self, forward: dict[str, Any], engine: Any = None) -> Tensor:
         """ℓ^ref [2B, T − 1] from the reference model, or from the policy with its adapter off."""
-        adapter: Any = contextlib.nullcontext()
         policy: Any = self.model
         model: Any = engine or self.ref_model or policy
-        base = self.accelerator.unwrap_model(policy)
-        if self.ref_model is None and is_peft_model(base):
-            adapter = use_adapter(base, adapter_name="ref" if "ref" in base.peft_config else None)
         keywords: Any = self.args.gradient_checkpointing_kwargs
-        with torch.no_grad(), disable_gradient_checkpointing(policy, keywords), adapter:
+        with torch.no_grad(), disable_gradient_checkpointing(policy, keywords), self._adapter_off():
             found: Tensor = model(**forward, fused_lm_head=True).log_probs
         return found[:, 1 - forward["input_ids"].size(1) :]
 
@@ -184,12 +202,7 @@ class PreferenceTrainer(TokenPairTrainer):
         if not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
             raise InputError("precompute_ref_log_probs", "the data is a stream", "load it whole, or remove the key")
         self._use_token_collator()  # called while the base class is being constructed
-        engine: Any = None
-        policy: Any = self.model
-        if self.ref_model is None and self.is_deepspeed_enabled:
-            # TRL keeps the one engine between its passes too.
-            self._precompute_engine: Any = self._precompute_engine or prepare_deepspeed(policy, self.accelerator)
-            engine = self._precompute_engine
+        engine = self._reference_engine()
 
         def score(batch: dict[str, Any]) -> Tensor:
             forward = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
@@ -200,7 +213,7 @@ class PreferenceTrainer(TokenPairTrainer):
 
         dataset = with_reference_logps(
             dataset,
-            engine or self.ref_model or policy,
+            engine or self.ref_model or self.model,
             score,
             accelerator=self.accelerator,
             collator=self.data_collator,
@@ -214,7 +227,20 @@ class PreferenceTrainer(TokenPairTrainer):
         if not self._loss.wants_weights and set(WEIGHTS) & set(first_row(dataset)):
             remedy = "name chosen_weights in the loss, or remove the columns"
             raise InputError("loss", f"{self._loss.name} uses no token weights, and the data has them", remedy)
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        given = getattr(dataset, "_fingerprint", None) in self._prepared
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        return self._with_rewards(dataset, dataset_name) if self._loss.wants_rewards and not given else dataset
+
+    def _with_rewards(self, dataset: Any, name: str) -> Any:
+        """The data with the token rewards that the loss asks for: its own, checked."""
+        if not set(REWARDS) & set(first_row(dataset)):
+            problem = f"{self._loss.name} needs token rewards, and the {name} data has none"
+            raise InputError("loss", problem, f"give {' and '.join(REWARDS)}, or choose trainer: t_reg")
+        return check_rewards(dataset)
+
+    def _token_values(self, scored: ScoredPairs, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Numbers per token of both responses, `[2B, T]`, for the samples and `correlation_metrics`."""
+        return {}
 
     def _record(self, scored: ScoredPairs, outputs: Any, inputs: dict[str, Any]) -> None:
         """Gather what is logged, in one exchange: means over pairs, and sums over tokens."""
@@ -223,6 +249,7 @@ class PreferenceTrainer(TokenPairTrainer):
         classes = inputs.get("token_classes")
         collator: Any = self.data_collator
         tokens = scored.tokens(None if classes is None else classes[:, 1:], collator.classes)
+        tokens.both, tokens.correlated = self._token_values(scored, inputs), self.correlation_metrics
         means = scored.means()
         sums = tokens.sums() | head_sums(outputs, scored.mask, inputs["attention_mask"])
         if TREES in inputs:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,26 +102,38 @@ def _cache_file(dataset: Dataset, model: Any, kept: slice, precision: str) -> Pa
         for column in IDS:
             for ids in batch[column]:
                 digest.update(np.asarray(ids, dtype=np.int64).tobytes() + b"|")
-    # Under ZeRO-3 and FSDP every process has other shards.
-    for shard in sorted(set(gather_object([weights_hash(model)]))):
-        digest.update(shard.encode())
+    digest.update(weights_hash(model).encode())
     return Path(datasets_config.HF_DATASETS_CACHE) / "tokencredit" / f"reference-{digest.hexdigest()[:32]}.parquet"
 
 
 def weights_hash(model: Any) -> str:
     """Hash of the configuration and the weights that the reference computes with.
 
-    Of a PEFT policy without a `ref` adapter these are the frozen weights only.
+    Of a PEFT policy without a `ref` adapter these are the frozen weights only. How the weights are sharded does not
+    matter: all processes call this, and look at one whole parameter at a time.
     """
     base = getattr(model, "module", model)
     adapter_off = is_peft_model(base) and "ref" not in base.peft_config
-    config = base.config.to_dict() | {"attention": base.config._attn_implementation, "_name_or_path": None}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    # Training switches the cache of generation off, in the policy alone.
+    aside = {"attention": base.config._attn_implementation, "_name_or_path": None, "use_cache": None}
+    digest = hashlib.sha256(json.dumps(base.config.to_dict() | aside, sort_keys=True, default=str).encode())
     for name, parameter in sorted(base.named_parameters()):
         if adapter_off and parameter.requires_grad:
             continue
-        tensor = getattr(parameter, "ds_tensor", parameter).detach()
-        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        with _whole(parameter) as tensor:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _whole(parameter: Any) -> Iterator[torch.Tensor]:
+    """A parameter as it is without sharding."""
+    if hasattr(parameter, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield parameter.detach()
+    else:
+        tensor = parameter.detach()
+        yield tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

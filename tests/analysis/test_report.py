@@ -287,6 +287,6 @@ def test_a_run_of_the_trainer_is_shown_whole(tiny_model: Path, tmp_path: Path, r
     assert dict(page.facts)["trainer"] == "tab_po"
     assert {"logps_change", "gradient_mass"} <= {chart.title for group in page.charts for chart in group.charts}
     assert page.view
-    named = {column.name for column in report.COLUMNS} - {"advantages"}
+    named = {column.name for column in report.COLUMNS} - {"advantages", "token_rewards", "implicit_rewards"}
     assert set(page.view.used) == named, "every column that the trainer writes has its line of meaning"
     assert {response.side for response in page.view.responses} == {"chosen", "rejected"}
