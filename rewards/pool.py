@@ -279,7 +279,7 @@ def _main_script(specs: list[RewardFunction]) -> str | None:
             if path is None or not os.path.isfile(path):
                 remedy = "put it into a module, or mark it `trusted` to run it in this process"
                 raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
-            return os.path.abspath(path)
+            return os.path.abspath(str(path))
     return None
 
 
