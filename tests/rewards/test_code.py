@@ -21,6 +21,11 @@ from tokencredit.rewards import RewardFunction, RewardPool, sandbox
 from tokencredit.rewards.code import code, program_of
 from tokencredit.rewards.sandbox import MODES, Limits, Mode, run
 
+try:
+    sandbox.require("bubblewrap", "")
+except InputError as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
 ASSERTS = ["assert add(1, 2) == 3", "assert add(1, 1) == 3", "assert add('a', 'b') == 'ab'", "assert sub(1, 1) == 0"]
 
