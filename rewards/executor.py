@@ -116,18 +116,15 @@ class Processes:
     def submit(self, task: int, function: int, parts: list[dict[str, Any]], timeout: float) -> Job:
         """Send calls to a worker, one per part of the batch."""
         rows = [len(part["completions"]) for part in parts]
-        try:
-            calls = [pickle.dumps(part) for part in parts]
-        except Exception as error:
-            problem = f"a column cannot be sent to another process ({type(error).__name__}: {error})"
-            future: Future[list[bytes]] = Future()
-            future.set_result([pickle.dumps(failed(n, "error", type(error).__name__, problem)) for n in rows])
-            return Job(task, function, [b""] * len(rows), rows, timeout, future)
-        return self.send(task, function, calls, rows, timeout)
+        return self.send(task, function, [_packed(part) for part in parts], rows, timeout)
 
     def send(self, task: int, function: int, calls: list[bytes], rows: list[int], timeout: float) -> Job:
         """The same with columns that are pickled already."""
-        future = self._pool.schedule(worker.run, args=(task, function, calls, timeout), timeout=timeout)
+        try:
+            future = self._pool.schedule(worker.run, args=(task, function, calls, timeout), timeout=timeout)
+        except RuntimeError as error:  # it broke since the batch began
+            future = Future()
+            future.set_exception(error)
         return Job(task, function, calls, rows, timeout, future)
 
     def outcomes(self, job: Job) -> list[Outcome | None]:
@@ -161,6 +158,14 @@ class Processes:
 
     def close(self) -> None:
         self._finalizer()
+
+
+def _packed(part: dict[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(part)
+    except Exception as error:
+        problem = f"a column cannot be sent to another process ({type(error).__name__}: {error})"
+        return pickle.dumps(failed(len(part["completions"]), "error", type(error).__name__, problem))
 
 
 def _loaded(outcome: bytes, rows: int) -> Outcome:

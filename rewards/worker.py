@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from tokencredit.rewards.call import call, failed
+from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.functions import Callee, load
 from tokencredit.rewards.processes import IN_WORKER, die_with, forget_the_trainer, limit_memory
 
@@ -80,7 +80,7 @@ def run(task: int, function: int, calls: list[bytes], deadline: float) -> list[b
     Args:
         task: Number of the task, which its trace begins with.
         function: Place of the function.
-        calls: The pickled columns of each call.
+        calls: The pickled columns of each call, or its outcome if they could not be pickled.
         deadline: Seconds after which the process will be killed; a little before, where it stands is written down.
 
     Returns:
@@ -103,6 +103,8 @@ def run(task: int, function: int, calls: list[bytes], deadline: float) -> list[b
 def _outcome(function: int, pickled: bytes) -> bytes:
     callee = _callees[function]
     columns = pickle.loads(pickled)
+    if isinstance(columns, Outcome):  # they could not be sent
+        return pickled
     count = len(columns["completions"])
     if isinstance(callee, str):
         return pickle.dumps(failed(count, "error", "ImportError", callee))
