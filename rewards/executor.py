@@ -120,6 +120,7 @@ class Processes:
 
     def send(self, task: int, function: int, calls: list[bytes], rows: list[int], timeout: float) -> Job:
         """The same with columns that are pickled already."""
+        future: Future[list[bytes]]
         try:
             future = self._pool.schedule(worker.run, args=(task, function, calls, timeout), timeout=timeout)
         except RuntimeError as error:  # it broke since the batch began
