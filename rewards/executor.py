@@ -76,6 +76,7 @@ class Processes:
 
     def __init__(self, specs: list[bytes], workers: int, memory_gb: float, main: str | None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tokencredit-rewards-"))
+        (self.folder / worker.TEMPORARY).mkdir()
         context = Context()
         self._pool = ProcessPool(
             max_workers=workers,

@@ -6,6 +6,7 @@ import os
 import pickle
 import runpy
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,9 @@ from types import ModuleType
 from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.functions import Callee, load
 from tokencredit.rewards.processes import IN_WORKER, die_with, forget_the_trainer, limit_memory
+
+TEMPORARY = "tmp"
+"""Where in the pool's folder temporary files of its functions go."""
 
 OUT_OF_MEMORY = 87
 """Exit code of a worker that reached its limit: what leaked stays leaked, so it makes room for a new one."""
@@ -44,6 +48,8 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
     limit_memory(gigabytes)
     logging.basicConfig(level=logging.WARNING)
     os.environ[IN_WORKER] = "1"
+    # What a killed call leaves behind goes with the pool.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(Path(folder) / TEMPORARY)
     sys.path[:] = path
     _trace = os.open(Path(folder) / str(os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     faulthandler.enable(file=_trace)
@@ -128,7 +134,7 @@ def read_trace(folder: Path, task: int) -> tuple[int | None, str]:
     Returns:
         Place of the call that it was making, and the stack.
     """
-    for file in folder.iterdir():
+    for file in filter(Path.is_file, folder.iterdir()):
         head, _, rest = file.read_text(encoding="utf-8", errors="replace").partition("\n")
         number, _, place = head.partition(" ")
         if number == str(task) and place.isdecimal():

@@ -162,7 +162,7 @@ def test_thirty_stuck_batches_leak_nothing(make_pool: MakePool) -> None:
         gc.collect()
         counts.append((this.num_fds(), this.num_threads(), this.memory_info().rss))
     assert wait_for(lambda: len(workers()) == 2)
-    assert len(list(pool._processes.folder.iterdir())) <= 4
+    assert len(list(pool._processes.folder.iterdir())) <= 5
     files, threads, memory = zip(*counts[5:], strict=True)
     # A pool that is being replaced holds a few more for a moment.
     assert max(files[-5:]) <= max(files[:5]) + 4
