@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pebble.pool.process import PoolManager
 from tokencredit.errors import InputError
 from tokencredit.rewards import worker
 from tokencredit.rewards.call import Outcome, failed
+from tokencredit.rewards.contract import Status
 from tokencredit.rewards.processes import LEFT, Context, kill_group
 
 _LOOKS = 20
@@ -30,10 +30,28 @@ START_SECONDS = 120.0
 
 
 class Job:
-    """A call on its way."""
+    """Calls on their way to a worker, which makes them one after the other.
 
-    def __init__(self, task: int, rows: int, future: "Future[bytes]", timeout: float) -> None:
-        self.task, self.rows, self.future, self.timeout = task, rows, future, timeout
+    Args:
+        task: Its number.
+        function: Place of the function.
+        calls: The pickled columns of each call.
+        rows: Completions of each call.
+        timeout: Seconds for all of them.
+        future: The pickled outcome of each call.
+    """
+
+    def __init__(
+        self,
+        task: int,
+        function: int,
+        calls: list[bytes],
+        rows: list[int],
+        timeout: float,
+        future: "Future[list[bytes]]",
+    ) -> None:
+        self.task, self.function, self.calls, self.rows = task, function, calls, rows
+        self.timeout, self.future = timeout, future
         self.broken = False
 
 
@@ -58,6 +76,7 @@ class Processes:
 
     def __init__(self, specs: list[bytes], workers: int, memory_gb: float, main: str | None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tokencredit-rewards-"))
+        (self.folder / worker.TEMPORARY).mkdir()
         context = Context()
         self._pool = ProcessPool(
             max_workers=workers,
@@ -95,40 +114,67 @@ class Processes:
                 "rewards", problem, "let the functions' modules import faster, or raise memory_gb"
             ) from None
 
-    def submit(self, task: int, place: int, columns: Mapping[str, Any], timeout: float) -> Job:
-        rows = len(columns["completions"])
-        try:
-            pickled = pickle.dumps(columns)
-        except Exception as error:
-            future: Future[bytes] = Future()
-            problem = f"a column cannot be sent to another process ({type(error).__name__}: {error})"
-            future.set_result(pickle.dumps(failed(rows, "error", type(error).__name__, problem)))
-            return Job(task, rows, future, timeout)
-        future = self._pool.schedule(worker.run, args=(task, place, pickled, timeout), timeout=timeout)
-        return Job(task, rows, future, timeout)
+    def submit(self, task: int, function: int, parts: list[dict[str, Any]], timeout: float) -> Job:
+        """Send calls to a worker, one per part of the batch."""
+        rows = [len(part["completions"]) for part in parts]
+        return self.send(task, function, [_packed(part) for part in parts], rows, timeout)
 
-    def outcome(self, job: Job) -> Outcome:
-        """What became of a job that is over."""
+    def send(self, task: int, function: int, calls: list[bytes], rows: list[int], timeout: float) -> Job:
+        """The same with columns that are pickled already."""
+        future: Future[list[bytes]]
+        try:
+            future = self._pool.schedule(worker.run, args=(task, function, calls, timeout), timeout=timeout)
+        except RuntimeError as error:  # it broke since the batch began
+            future = Future()
+            future.set_exception(error)
+        return Job(task, function, calls, rows, timeout, future)
+
+    def outcomes(self, job: Job) -> list[Outcome | None]:
+        """What became of the calls of a job that is over.
+
+        Returns:
+            One per call; None for those that shared a worker with the one that was stuck or crashed.
+        """
         error = job.future.exception()
         if error is None:
-            try:
-                return pickle.loads(job.future.result())  # type: ignore[no-any-return]
-            except Exception as problem:  # an object of the user's that cannot be made here
-                return failed(job.rows, "error", type(problem).__name__, f"what it logged: {problem}")
+            return [_loaded(outcome, rows) for outcome, rows in zip(job.future.result(), job.rows, strict=True)]
         if isinstance(error, TimeoutError):
-            return failed(job.rows, "timeout", "deadline", self.trace(job), job.timeout)
+            return self._one_failed(job, "timeout", "deadline", job.timeout)
         if isinstance(error, ProcessExpired):
             kill_group(error.pid)  # its children
-            return failed(job.rows, "error", _end(error.exitcode), self.trace(job))
+            return self._one_failed(job, "error", _end(error.exitcode), 0.0)
         job.broken = True
-        return failed(job.rows, "error", type(error).__name__, f"the pool broke: {error}")
+        return [failed(rows, "error", type(error).__name__, f"the pool broke: {error}") for rows in job.rows]
 
-    def trace(self, job: Job) -> str:
-        """Where the function stood before it was stopped."""
-        return worker.read_trace(self.folder, job.task)
+    def late(self, job: Job) -> list[Outcome]:
+        """The same for a job that is not over when the batch has to be."""
+        if not job.future.running():
+            return [failed(rows, "timeout", "batch deadline, not begun", "") for rows in job.rows]
+        _, detail = worker.read_trace(self.folder, job.task)
+        return [failed(rows, "timeout", "batch deadline", detail, job.timeout) for rows in job.rows]
+
+    def _one_failed(self, job: Job, status: Status, kind: str, seconds: float) -> list[Outcome | None]:
+        place, detail = worker.read_trace(self.folder, job.task)
+        guilty = 0 if len(job.calls) == 1 else place
+        return [failed(n, status, kind, detail, seconds) if i == guilty else None for i, n in enumerate(job.rows)]
 
     def close(self) -> None:
         self._finalizer()
+
+
+def _packed(part: dict[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(part)
+    except Exception as error:
+        problem = f"a column cannot be sent to another process ({type(error).__name__}: {error})"
+        return pickle.dumps(failed(len(part["completions"]), "error", type(error).__name__, problem))
+
+
+def _loaded(outcome: bytes, rows: int) -> Outcome:
+    try:
+        return pickle.loads(outcome)  # type: ignore[no-any-return]
+    except Exception as error:  # an object of the user's that cannot be made here
+        return failed(rows, "error", type(error).__name__, f"what it logged: {error}")
 
 
 def _keep(pool: ProcessPool, ready: "Future[list[str]]", over: threading.Event) -> None:

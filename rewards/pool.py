@@ -12,8 +12,8 @@ from concurrent.futures import wait
 from typing import Any, Self
 
 from tokencredit.errors import InputError
-from tokencredit.rewards.batch import Failure, RewardBatch, assemble
-from tokencredit.rewards.call import Outcome, call, failed
+from tokencredit.rewards.batch import FAILED, Failure, RewardBatch, assemble
+from tokencredit.rewards.call import Outcome, call
 from tokencredit.rewards.contract import Completion
 from tokencredit.rewards.executor import Job, Processes
 from tokencredit.rewards.functions import Callee, Function, RewardFunction, load, named
@@ -72,6 +72,7 @@ class RewardPool:
         self._main = _main_script([callee.spec for callee in self.callees])
         self._one_at_a_time = threading.Lock()
         self._tasks = 0
+        self._together = [1] * len(self.callees)
         self._whole_failures: Counter[str] = Counter()
         self._alarmed: set[str] = set()
         self._told: set[tuple[str, str]] = set()
@@ -147,15 +148,15 @@ class RewardPool:
                 i: [call(callee, part) for part in _parts(columns, rows, callee.spec.batched)]
                 for i, callee in self._numbered(in_process=True)
             }
-            sent = [job for part in jobs.values() for job in part]
-            late = wait([job.future for job in sent], timeout=max(0.0, end - time.monotonic())).not_done
-            there = {i: [self._result(job, job.future in late) for job in part] for i, part in jobs.items()}
-            clean = not late and not any(job.broken for job in sent)
+            found, clean = self._results([job for part in jobs.values() for job in part], end)
+            there = {i: [outcome for job in part for outcome in found[job.task]] for i, part in jobs.items()}
         finally:
             if not clean:
                 # Nothing of this batch may still run, or wait to run, when the next one comes.
                 self.close()
         self._start()
+        for i, outcomes in there.items():
+            self._together[i] = _how_many_together(outcomes)
         return [(here | there)[i] for i in range(len(self.callees))]
 
     def _check_loaded(self, reasons: list[str]) -> None:
@@ -169,23 +170,43 @@ class RewardPool:
         return [(i, callee) for i, callee in enumerate(self.callees) if callee.spec.in_process == in_process]
 
     def _submit(self, place: int, columns: dict[str, Any], rows: int) -> list[Job]:
-        assert self._processes is not None
         callee = self.callees[place]
         timeout = self.batch_timeout if callee.spec.batched else self.timeout
+        parts = _parts(callee.relevant(columns), rows, callee.spec.batched)
+        # Several quick calls make one task; but enough tasks that all workers have some.
+        size = max(1, min(self._together[place], len(parts) // (4 * self.workers)))
+        assert self._processes is not None
         jobs = []
-        for part in _parts(callee.relevant(columns), rows, callee.spec.batched):
+        for start in range(0, len(parts), size):
             self._tasks += 1
-            jobs.append(self._processes.submit(self._tasks, place, part, timeout))
+            jobs.append(self._processes.submit(self._tasks, place, parts[start : start + size], timeout))
         return jobs
 
-    def _result(self, job: Job, late: bool) -> Outcome:
+    def _results(self, jobs: list[Job], end: float) -> tuple[dict[int, list[Outcome]], bool]:
+        """Wait for jobs until a point in time; calls that shared a worker with a stuck one are made again, alone.
+
+        Returns:
+            Task → outcomes of its calls, and whether nothing is left in the workers.
+        """
+        late = _wait(jobs, end)
+        found = {job.task: self._fate(job, late) for job in jobs}
+        calls = [(job, i) for job in jobs for i, outcome in enumerate(found[job.task]) if outcome is None]
+        again = [self._again(job, i) for job, i in calls]
+        late |= _wait(again, end)
+        for (job, i), single in zip(calls, again, strict=True):
+            (found[job.task][i],) = self._fate(single, late)
+        clean = not late and not any(job.broken for job in jobs + again)
+        return {task: [o for o in outcomes if o is not None] for task, outcomes in found.items()}, clean
+
+    def _fate(self, job: Job, late: set[Any]) -> list[Outcome | None]:
         assert self._processes is not None
-        if late and job.future.running():
-            seconds = min(job.timeout, self.batch_timeout)
-            return failed(job.rows, "timeout", "batch deadline", self._processes.trace(job), seconds)
-        if late:
-            return failed(job.rows, "timeout", "batch deadline, not begun", "")
-        return self._processes.outcome(job)
+        return [*self._processes.late(job)] if job.future in late else self._processes.outcomes(job)
+
+    def _again(self, job: Job, place: int) -> Job:
+        assert self._processes is not None
+        self._tasks += 1
+        calls, rows = [job.calls[place]], [job.rows[place]]
+        return self._processes.send(self._tasks, job.function, calls, rows, job.timeout)
 
     def _tell(self, batch: RewardBatch) -> None:
         """Log the first failure of each kind, with its traceback."""
@@ -214,6 +235,23 @@ def describe(failure: Failure) -> str:
     """A failure as text: which function, which sample, what, and where."""
     head = f"reward {failure.function}, sample {failure.row}: {failure.status} ({failure.kind})"
     return f"{head}\n{failure.detail}" if failure.detail else head
+
+
+_QUICK = 0.02
+_TOGETHER = 16
+
+
+def _wait(jobs: list[Job], end: float) -> set[Any]:
+    """Wait for jobs until a point in time; the futures that are not done by then."""
+    return set(wait([job.future for job in jobs], timeout=max(0.0, end - time.monotonic())).not_done)
+
+
+def _how_many_together(outcomes: list[Outcome]) -> int:
+    """How many calls are to make one task: sending one costs more than most rewards, and stuck ones are to be alone."""
+    if any(status in FAILED for outcome in outcomes for status in outcome.statuses if outcome.kind):
+        return 1
+    slowest = sorted(outcome.seconds for outcome in outcomes)[-1 - len(outcomes) // 20]
+    return max(1, min(_TOGETHER, int(_QUICK / max(slowest, 1e-6))))
 
 
 def _parts(columns: Mapping[str, Any], rows: int, whole: bool) -> list[dict[str, Any]]:
@@ -279,7 +317,7 @@ def _main_script(specs: list[RewardFunction]) -> str | None:
             if path is None or not os.path.isfile(path):
                 remedy = "put it into a module, or mark it `trusted` to run it in this process"
                 raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
-            return os.path.abspath(path)
+            return os.path.abspath(str(path))
     return None
 
 

@@ -6,13 +6,17 @@ import os
 import pickle
 import runpy
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import ModuleType
 
-from tokencredit.rewards.call import call, failed
+from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.functions import Callee, load
 from tokencredit.rewards.processes import IN_WORKER, die_with, forget_the_trainer, limit_memory
+
+TEMPORARY = "tmp"
+"""Where in the pool's folder temporary files of its functions go."""
 
 OUT_OF_MEMORY = 87
 """Exit code of a worker that reached its limit: what leaked stays leaked, so it makes room for a new one."""
@@ -44,6 +48,8 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
     limit_memory(gigabytes)
     logging.basicConfig(level=logging.WARNING)
     os.environ[IN_WORKER] = "1"
+    # What a killed call leaves behind goes with the pool.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(Path(folder) / TEMPORARY)
     sys.path[:] = path
     _trace = os.open(Path(folder) / str(os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     faulthandler.enable(file=_trace)
@@ -74,22 +80,25 @@ def ready() -> list[str]:
     return [callee if isinstance(callee, str) else "" for callee in _callees]
 
 
-def run(task: int, function: int, columns: bytes, deadline: float) -> bytes:
-    """Call a function with a part of a batch.
+def run(task: int, function: int, calls: list[bytes], deadline: float) -> list[bytes]:
+    """Call a function with parts of a batch, one after the other.
 
     Args:
         task: Number of the task, which its trace begins with.
         function: Place of the function.
-        columns: The pickled columns.
+        calls: The pickled columns of each call, or its outcome if they could not be pickled.
         deadline: Seconds after which the process will be killed; a little before, where it stands is written down.
 
     Returns:
-        The pickled outcome: no object of the user's is pickled where it could break the pool.
+        The pickled outcomes: no object of the user's is pickled where it could break the pool.
     """
-    _begin_trace(task)
     faulthandler.dump_traceback_later(0.9 * deadline, file=_trace)
     try:
-        return _outcome(function, columns)
+        outcomes = []
+        for place, columns in enumerate(calls):
+            _begin_trace(task, place)
+            outcomes.append(_outcome(function, columns))
+        return outcomes
     except MemoryError as error:
         os.write(_trace, "".join(traceback.format_exception(error)).encode())
         os._exit(OUT_OF_MEMORY)
@@ -100,6 +109,8 @@ def run(task: int, function: int, columns: bytes, deadline: float) -> bytes:
 def _outcome(function: int, pickled: bytes) -> bytes:
     callee = _callees[function]
     columns = pickle.loads(pickled)
+    if isinstance(columns, Outcome):  # they could not be sent
+        return pickled
     count = len(columns["completions"])
     if isinstance(callee, str):
         return pickle.dumps(failed(count, "error", "ImportError", callee))
@@ -111,20 +122,25 @@ def _outcome(function: int, pickled: bytes) -> bytes:
         return pickle.dumps(failed(count, "error", type(error).__name__, problem, outcome.seconds))
 
 
-def _begin_trace(task: int) -> None:
+def _begin_trace(task: int, place: int) -> None:
     os.ftruncate(_trace, 0)
     os.lseek(_trace, 0, os.SEEK_SET)
-    os.write(_trace, b"%d\n" % task)
+    os.write(_trace, b"%d %d\n" % (task, place))
 
 
-def read_trace(folder: Path, task: int) -> str:
-    """What the worker that had a task wrote about where it stood, if it came to that; the file is removed."""
-    for file in folder.iterdir():
+def read_trace(folder: Path, task: int) -> tuple[int | None, str]:
+    """What the worker that had a task wrote about where it stood, if it came to that; the file is removed.
+
+    Returns:
+        Place of the call that it was making, and the stack.
+    """
+    for file in filter(Path.is_file, folder.iterdir()):
         head, _, rest = file.read_text(encoding="utf-8", errors="replace").partition("\n")
-        if head == str(task):
+        number, _, place = head.partition(" ")
+        if number == str(task) and place.isdecimal():
             file.unlink()
-            return _of_the_user(rest).strip()
-    return ""
+            return int(place), _of_the_user(rest).strip()
+    return None, ""
 
 
 def _of_the_user(stack: str) -> str:

@@ -21,6 +21,11 @@ from tokencredit.rewards import RewardFunction, RewardPool, sandbox
 from tokencredit.rewards.code import code, program_of
 from tokencredit.rewards.sandbox import MODES, Limits, Mode, run
 
+try:
+    sandbox.require("bubblewrap", "")
+except InputError as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
 ASSERTS = ["assert add(1, 2) == 3", "assert add(1, 1) == 3", "assert add('a', 'b') == 'ab'", "assert sub(1, 1) == 0"]
 
@@ -78,12 +83,21 @@ def test_in_the_pool(make_pool: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_program_ends_with_its_worker(make_pool: Any, mode: Mode) -> None:
+def test_a_program_ends_with_its_worker(
+    make_pool: Any, mode: Mode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And its folder with the pool."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mark = f"import time; time.sleep(62.{os.getpid()})"
     pool = make_pool(RewardFunction("code", arguments={"sandbox": mode, "seconds": 60}), timeout=1.5, memory_gb=4)
     assert pool.score([mark], tests=[["assert True"]]).status == [["timeout"]]
-    children = psutil.process_iter(["cmdline"])
-    assert wait_for(lambda: not [p for p in children if "job = json" in " ".join(p.info["cmdline"] or [])])
+
+    def programs() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if "job = json" in " ".join(p.info["cmdline"] or [])]
+
+    assert wait_for(lambda: not programs())
+    pool.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- The table -------------------------------------------------------------------------------------------------------

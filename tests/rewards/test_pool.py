@@ -73,6 +73,9 @@ def test_what_cannot_travel_is_an_error_of_its_sample(make_pool: MakePool) -> No
     assert "what it logged cannot be sent" in batch.failures[0].detail
     assert "a column cannot be sent" in batch.failures[1].detail
     assert pool.score(["x"]).status == [["error", "ok"]]
+    answers = ["x"] * 40 + [lambda: None] + ["x"] * 40
+    statuses = [status for _, status in pool.score(["x"] * 81, answer=answers).status]
+    assert [i for i, status in enumerate(statuses) if status != "ok"] == [40], "also where calls travel together"
 
 
 def test_columns_go_where_they_are_asked_for(make_pool: MakePool) -> None:

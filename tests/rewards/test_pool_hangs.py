@@ -30,6 +30,7 @@ def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
     for row, text in {3: "sleep", 9: "spin", 20: "exit", 33: "bomb", 50: "raise"}.items():
         texts[row] = text
     assert pool.score(["fine"]).status == [["ok"]]
+    assert pool._together == [16], "quick calls go to a worker together, and must not share each other's fate"
     start = time.monotonic()
     batch = pool.score(texts)
     assert time.monotonic() - start < 3 * pool.timeout + GRACE, "three were stuck, two at a time"
@@ -55,7 +56,7 @@ def test_where_it_was_stuck_is_said(make_pool: MakePool) -> None:
     assert "in match" in details[1]
     assert "Segmentation fault" in details[2]
     assert "string_at" in details[2]
-    assert not any("tokencredit" in detail for detail in (details[0], details[1]) if "/rewards/worker" in detail)
+    assert "rewards/worker.py" not in details[0] + details[1], "only the function's own frames"
 
 
 def test_a_memory_bomb_alone_is_an_error(make_pool: MakePool) -> None:
@@ -72,7 +73,7 @@ def test_all_64_stuck(make_pool: MakePool) -> None:
     assert time.monotonic() - start < 2 + GRACE
     assert batch.status == [["timeout"]] * 64
     kinds = {failure.kind for failure in batch.failures}
-    assert kinds >= {"deadline", "batch deadline, not begun"}
+    assert {"batch deadline, not begun"} < kinds <= {"deadline", "batch deadline", "batch deadline, not begun"}
     assert pool.score(["fine"] * 8).status == [["ok"]] * 8
 
 
@@ -161,7 +162,7 @@ def test_thirty_stuck_batches_leak_nothing(make_pool: MakePool) -> None:
         gc.collect()
         counts.append((this.num_fds(), this.num_threads(), this.memory_info().rss))
     assert wait_for(lambda: len(workers()) == 2)
-    assert len(list(pool._processes.folder.iterdir())) <= 4
+    assert len(list(pool._processes.folder.iterdir())) <= 5
     files, threads, memory = zip(*counts[5:], strict=True)
     # A pool that is being replaced holds a few more for a moment.
     assert max(files[-5:]) <= max(files[:5]) + 4
