@@ -43,7 +43,7 @@ class TREGConfig(PreferenceConfig):
         beta: β; by default 0.01 for `dpo` and 10 for `simpo` [N].
         gamma: γ, SimPO's target margin in units of the rewards; γ/β of 0.3 to 0.5 is published [N].
         detach_weight: Whether no gradient flows through the weight w [O].
-        templates: The contrastive prompts: `general`, `structured`, or a YAML file.
+        templates: The contrastive prompts: `direct`, `general`, `steerable`, `structured`, or a YAML file.
         evaluator: The model that gives the rewards, a folder or hub name with the tokenizer of the trained model; by
             default the reference, which is the model that training begins with.
         reward_batch_tokens: At most so many padded tokens in one forward of the evaluator.
@@ -55,7 +55,7 @@ class TREGConfig(PreferenceConfig):
     beta: float | None = field(default=None, metadata={"help": "0.01 for dpo and 10 for simpo by default."})  # type: ignore[assignment]
     gamma: float = field(default=0.0, metadata={"help": "SimPO's target margin."})
     detach_weight: bool = field(default=True, metadata={"help": "Whether the weight is a constant to the gradient."})
-    templates: str = field(default="general", metadata={"help": "general, structured, or a YAML file."})
+    templates: str = field(default="general", metadata={"help": "A built-in pair of prompts, or a YAML file."})
     evaluator: str | None = field(default=None, metadata={"help": "Model that gives the rewards."})
     reward_batch_tokens: int = field(default=BATCH_TOKENS, metadata={"help": "Padded tokens in one forward."})
 

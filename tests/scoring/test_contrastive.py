@@ -260,6 +260,7 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
     path.write_text('version: 3\nbetter: \'{"a": 1} {prompt}\'\nworse: "-{prompt}"\n')
     assert load_templates(str(path)) == Templates(str(path), '{"a": 1} {prompt}', "-{prompt}", 3)
     with pytest.raises(
-        InputError, match="templates: no file 'genral'; give a YAML file or one of general, steerable, structured"
+        InputError,
+        match="templates: no file 'genral'; give a YAML file or one of direct, general, steerable, structured",
     ):
         load_templates("genral")

@@ -240,7 +240,10 @@ def test_rewards_that_cannot_be_used(rewards: dict[str, Any], message: str, mode
         ({"base": "ipo"}, "base: 'ipo' is unknown; choose one of dpo, simpo"),
         ({"gamma": 1.0}, "gamma: 1.0 has no effect with base: dpo"),
         ({"beta": 0.0}, "beta: 0.0 is not positive"),
-        ({"templates": "best"}, "templates: no file 'best'; give a YAML file or one of general, steerable, structured"),
+        (
+            {"templates": "best"},
+            "templates: no file 'best'; give a YAML file or one of direct, general, steerable, structured",
+        ),
         ({"reward_batch_tokens": 0}, "reward_batch_tokens: 0 is too small"),
         ({"base": "simpo", "precompute_ref_log_probs": True}, "precompute_ref_log_probs: t_reg_loss uses no reference"),
         ({"token_weights": {"differing": 1.2}}, "token_weights: t_reg_loss uses no token weights"),
