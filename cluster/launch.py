@@ -40,7 +40,7 @@ def prepare(recipe: Recipe, *, dry_run: bool = False) -> tuple[Recipe, Plan, Pre
     """
     found = Preflight(dry_run=dry_run)
     recipe, plan = _resolve(recipe, found)
-    with _nodes_asked(recipe, plan, found):
+    with _nodes_asked(recipe, plan, found, patient=True):
         check(recipe, plan, found)
     for problem in found.problems():
         raise problem
@@ -65,7 +65,7 @@ def examine(recipe: Recipe) -> Preflight:
     ray = recipe.own.launch.ray
     where = f", Ray: {ray.address}" if ray else ""
     found.add("launch", f"{plan.num_processes} ({plan.strategy}{where})", [], begun)
-    with _nodes_asked(recipe, plan, found):
+    with _nodes_asked(recipe, plan, found, patient=False):
         check(recipe, plan, found, every=True)
     if _is_joined(recipe, found):
         from tokencredit.cluster.ray_check import check_free
@@ -103,12 +103,14 @@ def _is_joined(recipe: Recipe, found: Preflight) -> bool:
     return ray is not None and ray.address != "local" and not found.dry_run
 
 
-def _nodes_asked(recipe: Recipe, plan: Plan, found: Preflight) -> contextlib.AbstractContextManager[None]:
+def _nodes_asked(
+    recipe: Recipe, plan: Plan, found: Preflight, *, patient: bool
+) -> contextlib.AbstractContextManager[None]:
     if not _is_joined(recipe, found):
         return contextlib.nullcontext()
     from tokencredit.cluster.ray_check import asking_nodes
 
-    return asking_nodes(recipe, plan, found)
+    return asking_nodes(recipe, plan, found, patient=patient)
 
 
 def launch(recipe: Recipe, plan: Plan, found: Preflight) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 from tokencredit.cluster.plan import Plan
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import peft_config, with_defaults
-from tokencredit.recipes.files import load_yaml
 from tokencredit.recipes.schema import Recipe, as_list
 
 GIB = 2**30
@@ -91,18 +90,20 @@ def needed_memory(recipe: Recipe, plan: Plan) -> Memory | None:
     arXiv 1910.02054: 2 + 2 + 12 bytes a parameter with Adam in half precision, divided as the stage says).
 
     Returns:
-        None where it cannot be known before the run: a model made of its data, or an Accelerate file.
+        None where it cannot be known before the run: a model made of its data, one that is stored quantised, or an
+        Accelerate file.
     """
     if recipe.own.init is not None or plan.strategy == "accelerate":
         return None
-    counts = count_parameters(recipe)
-    stage, zero = _zero(recipe, plan)
-    size = _stored_bytes(recipe)
-    if stage is not None and (recipe.training.get("bf16") or recipe.training.get("fp16")):
-        size = 2.0
-    states, state_size = _optimizer(recipe)
+    config = _model_config(recipe)
+    if getattr(config, "quantization_config", None) is not None:
+        return None
+    counts = count_parameters(recipe, config)
+    stage, settings = _deepspeed(recipe)
+    size = 2.0 if stage is not None and _in_half(recipe) else _stored_bytes(recipe, config)
+    states, state_size = (0, None) if "optimizer" in settings else _optimizer(recipe)
     master = 0.0 if stage is None else 4.0
-    trained_size = size if stage is not None or not _has_adapter(recipe) else 4.0  # adapters are float32 elsewhere
+    trained_size = _adapter_bytes(recipe) if stage is None and _has_adapter(recipe) else size
     parts = {
         "weights": counts.frozen * _frozen_bytes(recipe, size) + counts.trained * trained_size,
         "gradients": counts.trained * trained_size * (2 if plan.strategy == "ddp" and stage is None else 1),
@@ -111,7 +112,7 @@ def needed_memory(recipe: Recipe, plan: Plan) -> Memory | None:
     }
     for name in _SHARDS[f"zero{stage}" if stage else plan.strategy]:
         parts[name] /= plan.num_processes
-    for name in _offloaded(zero):
+    for name in _offloaded(recipe, settings):
         parts[name] = 0.0
     return Memory(**parts)
 
@@ -131,7 +132,7 @@ def check_fits(memory: Memory, plan: Plan, places: list[float], what: str) -> st
     Raises:
         InputError: The same, where it is too little.
     """
-    room = sum(size >= memory.total if what == "accelerator" else int(size // memory.total) for size in places)
+    room = sum(size >= memory.total if what == "accelerator" else int(size // max(memory.total, 1)) for size in places)
     there = f"{memory}; the largest {what} has {_size(max(places))}"
     if room < plan.num_processes:
         problem = f"{plan.num_processes} under {plan.strategy} need {there}: room for {room}"
@@ -139,21 +140,23 @@ def check_fits(memory: Memory, plan: Plan, places: list[float], what: str) -> st
     return there
 
 
-def count_parameters(recipe: Recipe) -> Parameters:
-    """Count the parameters of a recipe's model without making any of them.
+def count_parameters(recipe: Recipe, config: Any = None) -> Parameters:
+    """Count the parameters of a recipe's model without making any of them; tied ones count once.
+
+    Args:
+        recipe: The recipe.
+        config: Of its model; None reads it.
 
     Raises:
         InputError: When PEFT cannot put the recipe's adapter on the model.
     """
-    from accelerate import init_empty_weights
+    import torch
     from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     trust = bool(recipe.training.get("trust_remote_code", False))
-    revision = recipe.model.get("model_revision", "main")
-    name = recipe.model["model_name_or_path"]
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
-    with init_empty_weights():
+    config = _model_config(recipe) if config is None else config
+    with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         adapter = peft_config(recipe)
         if adapter is not None:
@@ -169,14 +172,31 @@ def _has_adapter(recipe: Recipe) -> bool:
     return recipe.own.peft is not None or bool(recipe.model.get("use_peft"))
 
 
-def _stored_bytes(recipe: Recipe) -> float:
-    given = (recipe.training.get("model_init_kwargs") or {}).get("dtype") or recipe.model.get("dtype", "float32")
-    if given != "auto":
-        return _BYTES.get(str(given), 4.0)
+def _adapter_bytes(recipe: Recipe) -> float:
+    """PEFT keeps adapters in float32; TRL brings those of quantised models to bfloat16."""
+    return 2.0 if recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit") else 4.0
+
+
+def _model_config(recipe: Recipe) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(recipe.model["model_name_or_path"])
-    return _BYTES.get(str(config.dtype).removeprefix("torch."), 4.0)
+    return AutoConfig.from_pretrained(
+        recipe.model["model_name_or_path"],
+        revision=recipe.model.get("model_revision", "main"),
+        trust_remote_code=bool(recipe.training.get("trust_remote_code", False)),
+    )
+
+
+def _in_half(recipe: Recipe) -> bool:
+    """Whether training is in half precision; TRL's default is bfloat16, but on a CPU."""
+    training = recipe.training
+    bf16 = training.get("bf16")
+    return bool(training.get("fp16") or (not training.get("use_cpu") if bf16 is None else bf16))
+
+
+def _stored_bytes(recipe: Recipe, config: Any) -> float:
+    given = (recipe.training.get("model_init_kwargs") or {}).get("dtype") or recipe.model.get("dtype", "float32")
+    return _BYTES.get(str(config.dtype if given == "auto" else given).removeprefix("torch."), 4.0)
 
 
 def _frozen_bytes(recipe: Recipe, size: float) -> float:
@@ -189,23 +209,28 @@ def _optimizer(recipe: Recipe) -> tuple[int, float | None]:
     return _OPTIMIZERS.get(str(recipe.training.get("optim", "adamw_torch_fused")), (0, None))
 
 
-def _zero(recipe: Recipe, plan: Plan) -> tuple[int | None, dict[str, Any]]:
-    """The stage of ZeRO, None without DeepSpeed, and its settings."""
+def _deepspeed(recipe: Recipe) -> tuple[int | None, dict[str, Any]]:
+    """The stage of ZeRO, None without DeepSpeed, and DeepSpeed's settings."""
     given = recipe.training.get("deepspeed")
     if given is None:
         return None, {}
     if isinstance(given, str):
-        text = given.lstrip()
-        given = json.loads(text) if text.startswith("{") else load_yaml(Path(given))
-    settings = given.get("zero_optimization", {})
-    return int(settings.get("stage", 0)), settings
+        given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+    return int(given.get("zero_optimization", {}).get("stage", 0)), given
 
 
-def _offloaded(zero: dict[str, Any]) -> list[str]:
-    kept_elsewhere = {"offload_optimizer": ("optimizer", "gradients"), "offload_param": ("weights", "reference")}
+def _offloaded(recipe: Recipe, deepspeed: dict[str, Any]) -> list[str]:
+    """The parts that lie in main memory or on disk; on a CPU that is the same memory."""
+    if recipe.training.get("use_cpu"):
+        return []
+    fsdp = recipe.training.get("fsdp_config") or {}
+    if isinstance(fsdp, dict) and fsdp.get("cpu_offload"):
+        return ["weights", "gradients", "optimizer", "reference"]
+    zero = deepspeed.get("zero_optimization", {})
+    elsewhere = {"offload_optimizer": ("optimizer", "gradients"), "offload_param": ("weights", "reference")}
     return [
         part
-        for key, parts in kept_elsewhere.items()
+        for key, parts in elsewhere.items()
         if (zero.get(key) or {}).get("device", "none") != "none"
         for part in parts
     ]

@@ -12,6 +12,9 @@ from pathlib import Path
 from tokencredit.data.functions import load_function
 from tokencredit.errors import InputError
 
+MARKER = ".tokencredit-check-"
+"""What the names of files begin with that nodes leave for each other while they are checked."""
+
 _MOST_FILES = 1000
 
 
@@ -59,12 +62,25 @@ class Answer:
     written: dict[str, str]
 
 
-def listing(path: Path) -> dict[str, int]:
-    """Sizes of a file, or of the files in a folder, by name; empty if there is nothing."""
+def listing(path: Path) -> dict[str, int] | None:
+    """Sizes of a file, or of a folder's first files, by name; −1 if one cannot be read; None if nothing is there."""
     if path.is_file():
-        return {path.name: path.stat().st_size}
-    files = (file for file in sorted(path.rglob("*")) if file.is_file())
-    return {file.relative_to(path).as_posix(): file.stat().st_size for file in islice(files, _MOST_FILES)}
+        return {path.name: _size(path)}
+    if not path.is_dir():
+        return None
+    files = (file for file in _walk(path) if not file.name.startswith(MARKER))
+    return {file.relative_to(path).as_posix(): _size(file) for file in islice(files, _MOST_FILES)}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in the same order on every node."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(root) / name for name in sorted(names))
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if os.access(file, os.R_OK) else -1
 
 
 def python_version() -> str:
@@ -82,6 +98,7 @@ def answer(question: Question, node: str) -> Answer:
     from tokencredit.cluster.devices import accelerator_bytes, memory_bytes
 
     os.environ.update(question.environment)
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "3")
     enter(question.folder)
     written: dict[str, str] = {}
     checks = {
@@ -114,7 +131,8 @@ def _versions(question: Question) -> Iterator[InputError]:
     here = versions() | {"python": python_version()}
     for name, wanted in question.versions.items():
         found = here.get(name)
-        if found != wanted:
+        # What follows a plus names the build, for accelerators or without: the head of a cluster may have none.
+        if found is None or found.partition("+")[0] != wanted.partition("+")[0]:
             problem = f"{{host}} has {name} {found or 'not at all'}, the node of the command {wanted}"
             yield InputError("launch.ray", problem, "install the same versions on all nodes, or use --runtime-env")
 
@@ -138,10 +156,9 @@ def _storage(question: Question, node: str, written: dict[str, str]) -> Iterator
 
         try:
             system, inside = FileSystem.from_uri(uri)
-            system.create_dir(inside, recursive=True)
-            with system.open_output_stream(f"{inside}/.tokencredit-{node}") as stream:
+            with system.open_output_stream(f"{inside}/{MARKER}{node}") as stream:
                 stream.write(b"")
-            system.delete_file(f"{inside}/.tokencredit-{node}")
+            system.delete_file(f"{inside}/{MARKER}{node}")
         except Exception as error:  # the file systems raise what they like
             reason = " ".join(str(error).split())[:200]
             yield InputError(
@@ -152,11 +169,11 @@ def _storage(question: Question, node: str, written: dict[str, str]) -> Iterator
 def _files(question: Question) -> Iterator[InputError]:
     for key, name, wanted in question.files:
         found = listing(Path(name))
-        if not found:
+        if found is None:
             yield InputError(key, f"{name!r} is not on {{host}}", "put it on storage that all nodes share")
         elif found != wanted:
             other = min(set(found.items()) ^ set(wanted.items()))[0]
-            problem = f"{other!r} of {name!r} is another file on {{host}}, or missing in one place"
+            problem = f"{other!r} of {name!r} is another file on {{host}}, unreadable, or missing in one place"
             yield InputError(key, problem, "give all nodes the same files, best on shared storage")
     for key, kind, name, part in question.hub:
         try:
@@ -171,7 +188,8 @@ def _files(question: Question) -> Iterator[InputError]:
 def _fetch_model(name: str, revision: str | None) -> None:
     from huggingface_hub import hf_hub_download
 
-    hf_hub_download(name, "config.json", revision=revision)
+    for file in ("config.json", "tokenizer_config.json"):
+        hf_hub_download(name, file, revision=revision)
 
 
 def _fetch_dataset(name: str, config: str | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokencredit.cluster.devices import accelerator_bytes, memory_bytes
 from tokencredit.cluster.memory import Memory, check_fits, needed_memory
+from tokencredit.cluster.node_probe import MARKER
 from tokencredit.cluster.plan import Plan
 from tokencredit.cluster.resume import Start, find_start
 from tokencredit.errors import InputError
@@ -172,7 +173,8 @@ _STEPS: dict[str, Step] = {
 
 def is_unused(run: Path) -> bool:
     """Whether a run folder holds nothing that a run would overwrite."""
-    return not run.exists() or {path.name for path in run.iterdir()} <= _PREPARATION
+    names = {path.name for path in run.iterdir()} if run.exists() else set()
+    return {name for name in names if not name.startswith(MARKER)} <= _PREPARATION
 
 
 def _check_output(recipe: Recipe) -> None:
@@ -253,7 +255,10 @@ def _check_model_folder(folder: Path, recipe: Recipe) -> Any:
                 where, f"{str(folder)!r} is an adapter", "make a plain model of it with `tokencredit merge`"
             )
         raise InputError(where, f"{str(folder)!r} is no model (no config.json)", "name the folder of a saved model")
-    return _load_tokenizer(str(folder), recipe)
+    tokenizer = _load_tokenizer(str(folder), recipe)
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir()):
+        raise InputError(where, f"{str(folder)!r} holds no weights", "name the folder of a saved model")
+    return tokenizer
 
 
 def _load_tokenizer(name: str, recipe: Recipe) -> Any:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.cluster.memory import check_fits
-from tokencredit.cluster.node_probe import Answer, Question, answer, listing, python_version
+from tokencredit.cluster.node_probe import MARKER, Answer, Question, answer, listing, python_version
 from tokencredit.cluster.plan import Plan
 from tokencredit.cluster.preflight import Preflight
-from tokencredit.cluster.ray_plan import Cluster, worker_resources
+from tokencredit.cluster.ray_cluster import growth
+from tokencredit.cluster.ray_plan import Cluster, storage_folder, worker_resources
+from tokencredit.data.loading import BUILTIN
 from tokencredit.errors import InputError
 from tokencredit.recipes.files import local_paths, named_functions
 from tokencredit.recipes.schema import RayLaunch, Recipe, is_secret
@@ -21,7 +23,7 @@ from tokencredit.recipes.versions import versions
 LIMIT_S = 10.0
 """How long nodes have to answer."""
 
-_MARKER = ".tokencredit-check-"
+_STORAGE = "launch.ray.storage_path"
 _SEEN_WITHIN_S = 3.0  # network file systems show a new file a little later
 _CHECKS = ("versions", "storage", "files", "functions")
 
@@ -30,21 +32,41 @@ Asked = dict[Any, tuple[str, str]]
 
 
 @contextlib.contextmanager
-def asking_nodes(recipe: Recipe, plan: Plan, found: Preflight) -> Iterator[None]:
-    """Ask all nodes that may hold workers while the body does something else; then add what they say to `found`."""
+def asking_nodes(recipe: Recipe, plan: Plan, found: Preflight, *, patient: bool) -> Iterator[None]:
+    """Ask all nodes that may hold workers while the body does something else; then add what they say to `found`.
+
+    Args:
+        recipe: A resolved recipe with `launch.ray`, whose cluster has been joined.
+        plan: From the same.
+        found: What the nodes say is added here.
+        patient: Note a node that does not answer in time, instead of refusing it.
+    """
+    import ray
+
     spec = recipe.own.launch.ray
     assert spec is not None
-    with _markers(recipe, spec) as markers:
+    with _markers(recipe, spec) as (markers, unwritable):
         begun = time.monotonic()
         asked = _ask(_question(recipe, spec, markers), recipe, spec)
-        yield
-        answers, silent = _answers(asked, begun + LIMIT_S)
-        found.add("nodes", f"{len(answers)} have answered", silent, begun)
-        for name in _CHECKS:
-            problems = _merged(answers, name) + (_unseen(answers) if name == "storage" else [])
+        try:
+            yield
+            answers, broken, late = _answers(asked, begun + LIMIT_S)
+        finally:
+            for task in asked:
+                ray.cancel(task, force=True)
+        if patient:
+            found.notes += [f"{slow.problem}: it is not checked" for slow in late]
+        found.add("nodes", _counted(answers), broken + ([] if patient else late), begun)
+        for name in _CHECKS if answers else ():
+            problems = _merged(answers, name)
+            problems += unwritable + _unseen(answers) if name == "storage" else []
             found.add(name, "" if problems else "as here on all of them", problems, begun)
     if found.memory is not None and answers:
         _check_memory(found, plan, answers, on_cpu=bool(recipe.training.get("use_cpu")))
+
+
+def _counted(answers: list[Answer]) -> str:
+    return f"{len(answers)} have answered" if answers else "none is up that could be asked"
 
 
 def check_free(recipe: Recipe, plan: Plan) -> str:
@@ -60,6 +82,8 @@ def check_free(recipe: Recipe, plan: Plan) -> str:
     # Public Ray only knows the sum over all nodes.
     cluster = Cluster([dict(node) for node in state.available_resources_per_node().values()])
     room = cluster.room(worker_resources(spec, bool(recipe.training.get("use_cpu"))), spec.placement)
+    if room < plan.num_processes and growth():
+        return f"room for {room}, for {plan.num_processes} once the cluster has grown"
     if room < plan.num_processes:
         problem = f"{plan.num_processes} workers are wanted, and the cluster has room for {room} now"
         raise InputError("launch.num_processes", problem, "wait until other jobs have ended, or ask for fewer")
@@ -67,50 +91,55 @@ def check_free(recipe: Recipe, plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def _markers(recipe: Recipe, spec: RayLaunch) -> Iterator[dict[str, str]]:
+def _markers(recipe: Recipe, spec: RayLaunch) -> Iterator[tuple[dict[str, str], list[InputError]]]:
     """A file in each folder that nodes have to share, by recipe key; gone afterwards, with what nodes put beside it."""
-    folders = {"output_dir": recipe.output_dir}
-    if spec.storage_path is not None and "://" not in spec.storage_path:
-        folders["launch.ray.storage_path"] = spec.storage_path
-    name, made = f"{_MARKER}{secrets.token_hex(8)}", {}
+    folders, made, unwritable = {"output_dir": recipe.output_dir}, {}, []
+    storage = storage_folder(spec)
+    if storage is not None:
+        folders[_STORAGE] = str(storage)
+    name = f"{MARKER}{secrets.token_hex(8)}"
     try:
         for key, folder in folders.items():
             existing = next(path for path in (Path(folder), *Path(folder).parents) if path.is_dir())
-            with contextlib.suppress(OSError):  # said of `output_dir` by the checks of this machine
+            try:
                 (existing / name).write_bytes(b"")
                 made[key] = str(existing / name)
-        yield made
+            except OSError as error:
+                if key == _STORAGE:  # of `output_dir` the checks of this machine say it
+                    problem = f"cannot write to {str(existing)!r} ({error.strerror})"
+                    unwritable.append(InputError(key, problem, "name a folder that all nodes can write to"))
+        yield made, unwritable
     finally:
         for marker in map(Path, made.values()):
             for path in marker.parent.glob(f"{marker.name}*"):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # on a network file system that has gone
+                    path.unlink(missing_ok=True)
 
 
 def _question(recipe: Recipe, spec: RayLaunch, markers: dict[str, str]) -> Question:
     layer = recipe.flat()
     token = recipe.training.get("hub_token")
     environment = {name: str(value) for name, value in recipe.own.env.items()} | ({"HF_TOKEN": token} if token else {})
-    files = tuple((key, str(path), listing(path)) for key, path in local_paths(layer) if path.exists())
-    local = {key for key, _, _ in files}
-    hub = []
-    for key, kind, part in (
-        ("model_name_or_path", "model", layer.get("model_revision")),
-        ("dataset_name", "dataset", layer.get("dataset_config")),
-    ):
-        name = layer.get(key)
-        if isinstance(name, str) and key not in local and not Path(name).is_absolute() and "/" in name:
-            hub.append((key, kind, name, part))
-    uri = spec.storage_path if spec.storage_path and "://" in spec.storage_path else None
+    files = tuple((key, str(path), listing(path) or {}) for key, path in local_paths(layer) if path.exists())
+    uri = spec.storage_path if spec.storage_path and storage_folder(spec) is None else None
     return Question(
         folder=os.getcwd(),
         environment=environment,
         versions=versions() | {"python": python_version()},
         files=files,
-        hub=tuple(hub),
+        hub=tuple(_hub_names(recipe, {key for key, _, _ in files})),
         functions=tuple(named_functions(layer)),
         storage=markers,
-        uris={"launch.ray.storage_path": uri} if uri else {},
+        uris={_STORAGE: uri} if uri else {},
     )
+
+
+def _hub_names(recipe: Recipe, local: set[str]) -> Iterator[tuple[str, str, str, str | None]]:
+    model, dataset = recipe.model.get("model_name_or_path"), recipe.data.get("dataset_name")
+    if isinstance(model, str) and "model_name_or_path" not in local and not Path(model).is_absolute():
+        yield "model_name_or_path", "model", model, recipe.model.get("model_revision")
+    if isinstance(dataset, str) and not {"dataset_name"} & local and dataset not in BUILTIN and "://" not in dataset:
+        yield "dataset_name", "dataset", dataset, recipe.data.get("dataset_config")
 
 
 def _ask(question: Question, recipe: Recipe, spec: RayLaunch) -> Asked:
@@ -132,23 +161,29 @@ def _ask(question: Question, recipe: Recipe, spec: RayLaunch) -> Asked:
     return asked
 
 
-def _answers(asked: Asked, deadline: float) -> tuple[list[Answer], list[InputError]]:
+def _answers(asked: Asked, deadline: float) -> tuple[list[Answer], list[InputError], list[InputError]]:
+    """What nodes say, which of them cannot be asked, and which have not answered in time."""
     import ray
 
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=max(0.0, deadline - time.monotonic()))
-    answers, silent = [], []
+    left = max(0.0, deadline - time.monotonic())
+    done, waiting = ray.wait(list(asked), num_returns=len(asked), timeout=left) if asked else ([], [])
+    answers, broken = [], []
     for task in done:
         try:
             answers.append(ray.get(task))
         except Exception as error:  # what a node's installation makes the task raise
             reason = " ".join(str(getattr(error, "cause", None) or error).split())[-200:]
             problem = f"the node at {asked[task][1]} cannot be asked ({reason})"
-            silent.append(InputError("launch.ray", problem, "install tokencredit there as here"))
-    for task in late:
-        ray.cancel(task, force=True)
-        problem = f"the node at {asked[task][1]} has not answered within {LIMIT_S:g} s"
-        silent.append(InputError("launch.ray", problem, "look at its load, or take it out of the cluster"))
-    return answers, silent
+            broken.append(InputError("launch.ray", problem, "install tokencredit there as here"))
+    late = [
+        InputError(
+            "launch.ray",
+            f"the node at {asked[task][1]} has not answered within {LIMIT_S:g} s",
+            "look at its load, or take it out of the cluster",
+        )
+        for task in waiting
+    ]
+    return answers, broken, late
 
 
 def _merged(answers: list[Answer], name: str) -> list[InputError]:
@@ -189,5 +224,7 @@ def _check_memory(found: Preflight, plan: Plan, answers: list[Answer], *, on_cpu
     assert needed is not None
     accelerators = [size for given in answers for size in given.accelerators]
     places = [given.memory for given in answers] if on_cpu else accelerators
-    if places:
+    if growth():
+        found.add("memory there", "unknown: the cluster can grow", [], time.monotonic())
+    elif places:
         found.take("memory there", lambda: check_fits(needed, plan, places, what))

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tokencredit.cluster.plan import cpu_count
-from tokencredit.cluster.ray_plan import Cluster, this_machine
+from tokencredit.cluster.ray_plan import Cluster, Resources, this_machine
 from tokencredit.errors import InputError
 
 _SETTINGS = {
@@ -75,18 +75,21 @@ def find_cluster(address: str) -> Cluster:
         return this_machine()
     _join(address)
     import ray
+
+    return Cluster([dict(node["Resources"]) for node in ray.nodes() if node["Alive"]], growth())
+
+
+def growth() -> Resources:
+    """The most that an autoscaler may bring up in all, empty without one."""
     from ray._private.state import state
 
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    # Public Ray only knows the nodes that are up; what an autoscaler may add stands in the cluster's configuration.
-    limits = state.get_max_resources_from_cluster_config() or {}
-    return Cluster(nodes, dict(limits))
+    # Public Ray only knows the nodes that are up.
+    return dict(state.get_max_resources_from_cluster_config() or {})
 
 
 @contextlib.contextmanager
 def cluster(address: str) -> Iterator[None]:
     """Be part of the cluster at an address, started here for `local`; afterwards this process has left it."""
-    handler = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         if address == "local":
             temporary = stack.enter_context(temporary_folder())
@@ -95,9 +98,18 @@ def cluster(address: str) -> Iterator[None]:
         else:
             stack.callback(_leave)
             _join(address)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
         yield
+
+
+@contextlib.contextmanager
+def _keeping_the_handler() -> Iterator[None]:
+    """Ray puts its own handler in place of the command's for SIGTERM."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def apply_settings(*, local: bool) -> None:
@@ -133,7 +145,8 @@ def _join(address: str) -> None:
         except (OSError, OverflowError) as error:
             raise InputError(where, f"nothing answers at {address!r} ({error})", remedy) from None
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with _keeping_the_handler():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises whatever it stumbles over
         reason = " ".join(str(error).split())[:200]
         raise InputError(where, f"no Ray cluster that can be joined at {address!r} ({reason})", remedy) from None
@@ -143,23 +156,24 @@ def _start(temporary: Path) -> None:
     apply_settings(local=True)
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cpu_count(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=str(temporary),
-        _node_ip_address="127.0.0.1",
-        _system_config={
-            # Workers have their own environment and never take over processes started ahead.
-            "enable_worker_prestart": False,
-            "prestart_worker_first_driver": False,
-            # They are what the machine is for, as they are without Ray.
-            "worker_niceness": 0,
-        },
-    )
+    with _keeping_the_handler():
+        ray.init(
+            address="local",
+            num_cpus=cpu_count(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(temporary),
+            _node_ip_address="127.0.0.1",
+            _system_config={
+                # Workers have their own environment and never take over processes started ahead.
+                "enable_worker_prestart": False,
+                "prestart_worker_first_driver": False,
+                # They are what the machine is for, as they are without Ray.
+                "worker_niceness": 0,
+            },
+        )
 
 
 def _leave() -> None:

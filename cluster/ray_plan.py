@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tokencredit.cluster.plan import (
     STRATEGIES,
@@ -109,11 +111,20 @@ def _count(launch: Launch, spec: RayLaunch, cluster: Cluster | None, worker: Res
     return asked or room
 
 
+def storage_folder(spec: RayLaunch) -> Path | None:
+    """`launch.ray.storage_path` where it is a folder, not a bucket."""
+    value = spec.storage_path
+    if value is None or ("://" in value and not value.startswith("file://")):
+        return None
+    return Path(url2pathname(urlsplit(value).path)) if "://" in value else Path(value)
+
+
 def _check_storage(spec: RayLaunch) -> None:
     where, value = "launch.ray.storage_path", spec.storage_path
     if value is None:
         return
-    if "://" in value:
+    folder = storage_folder(spec)
+    if folder is None:
         from pyarrow.fs import FileSystem
 
         try:
@@ -122,6 +133,6 @@ def _check_storage(spec: RayLaunch) -> None:
             reason = " ".join(str(error).split())[:200]
             raise InputError(where, f"{value!r} is no place to store ({reason})", "name a folder or a bucket") from None
         return
-    existing = next(path for path in (Path(value), *Path(value).parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
         raise InputError(where, f"{str(existing)!r} is a file", "name a folder")

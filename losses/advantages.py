@@ -60,7 +60,7 @@ def live_rows(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """
     _check_rows(rewards, group_ids)
     known = ~rewards.isnan()
-    found, groups = group_ids.unique(return_inverse=True)
+    found, groups = torch.unique(group_ids, return_inverse=True)
     low, high = (torch.full((len(found),), fill, device=rewards.device) for fill in (torch.inf, -torch.inf))
     low = low.scatter_reduce(0, groups[known], rewards[known].float(), "amin")
     high = high.scatter_reduce(0, groups[known], rewards[known].float(), "amax")
@@ -95,7 +95,7 @@ def whiten(x: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> Tensor:
 
 def _known_sums(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sum and number of the known rewards of each group, and the place of each row's group among them."""
-    found, groups = group_ids.unique(return_inverse=True)
+    found, groups = torch.unique(group_ids, return_inverse=True)
     known = (~rewards.isnan()).float()
     sums = torch.zeros(len(found), device=rewards.device)
     values = sums.scatter_add(0, groups, torch.where(rewards.isnan(), 0.0, rewards.float()))

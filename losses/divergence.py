@@ -1,5 +1,7 @@
 """How far two next-token distributions are apart, and weights made of such a distance."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def js_divergence(logits_p: Tensor, logits_q: Tensor, *, top_p: float | None = N
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}, but must be in (0, 1]")
     log_p, log_q = (logits.detach().float().log_softmax(-1) for logits in (logits_p, logits_q))
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         log_p, log_q = _cut(log_p, top_p), _cut(log_q, top_p)
     p, q = log_p.exp(), log_q.exp()
     d = (log_q - log_p).masked_fill((p == 0) & (q == 0), 0.0)
@@ -43,7 +45,7 @@ def js_divergence(logits_p: Tensor, logits_q: Tensor, *, top_p: float | None = N
     small = d.masked_fill(d.abs() > 1, 0.0)
     near = (q - p) * small / 2 - (p + q) * torch.log1p(2 * torch.sinh(small / 4) ** 2)
     far = -_product(p, _log_mean_ratio(d)) - _product(q, _log_mean_ratio(-d))
-    return torch.where(d.abs() > 1, far, near).sum(-1).clamp(min=0) / 2
+    return (torch.where(d.abs() > 1, far, near).sum(-1) / 2).clamp(0.0, math.log(2))
 
 
 def divergence_weights(log_ratio: Tensor, mask: Tensor, *, scale: float = 0.3, sharpness: float = 10.0) -> Tensor:

@@ -83,7 +83,8 @@ def difference_shaping(
     lifted = torch.exp((delta - low) / (high - low)).masked_fill(~real, 0.0)
     tokens = _tokens_per_step(step_ids, real, mask)
     total, count = reduce(torch.stack([(lifted * tokens).sum(), tokens.sum()]))
-    return (lifted - total / count.clamp(min=1)).masked_fill(~real, 0.0)
+    mean: Tensor = total / count.clamp(min=1)
+    return (lifted - mean).masked_fill(~real, 0.0)
 
 
 def spae_credit(
@@ -136,6 +137,9 @@ def spae_credit(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, but must be in [0, 1]")
     _check_steps(step_ids, step_mask, mask)
+    if not acc.shape[1]:
+        # No response has a step; a process without any still takes part in what is computed over all of them.
+        acc, conf, step_mask = (torch.nn.functional.pad(x, (0, 1)) for x in (acc, conf, step_mask))
 
     real = step_mask.bool()
     phi = step_potential(acc.masked_fill(~real, 0.0), conf.masked_fill(~real, 0.0))

@@ -180,7 +180,8 @@ def absolute_paths(layer: Layer, base: Path) -> Layer:
 
 def local_paths(layer: Layer) -> list[tuple[str, Path]]:
     """What a resolved recipe reads from disk, each with the key that names it."""
-    given = {key: layer[key] for key in _PATH_KEYS if key != "output_dir" and key in layer}
+    # A mapping holds settings, whose paths are not of files that are read.
+    given = {key: layer[key] for key in _PATH_KEYS if key != "output_dir" and isinstance(layer.get(key), str)}
     for place, part in enumerate(layer.get("datasets") or []):
         given |= {f"datasets.{place}.{key}": part[key] for key in ("path", "data_files", "data_dir") if key in part}
     texts = [(key, text) for key, value in given.items() for text in _strings(value)]

@@ -18,7 +18,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
 port=$((20000 + SLURM_JOB_ID % 20000)) # of this job alone, should nodes be shared
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
-step=(srun --overlap --nodes=1 --ntasks=1)
+step=(srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK")
 address_of() { "${step[@]}" --nodelist="$1" hostname --ip-address | awk '{print $1}'; }
 start_ray() {
   local ip
@@ -43,5 +43,5 @@ while True:
         time.sleep(1)
 while sum(node['Alive'] for node in ray.nodes()) < ${#nodes[@]}:
     time.sleep(1)
-"
+" || { echo "error: not all of ${nodes[*]} joined Ray's head at $head within five minutes" >&2; exit 1; }
 "${step[@]}" --nodelist="${nodes[0]}" tokencredit train "$@" launch.ray.address="$head"

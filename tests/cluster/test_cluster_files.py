@@ -76,6 +76,7 @@ def two_hosts(tmp_path: Path) -> Iterator[dict[str, str]]:
     scripts = {
         "scontrol": '[ "$1 $2" = "show hostnames" ] && printf "127.0.0.4\\n127.0.0.5\\n"',
         "srun": """
+        case "$*" in *"--cpus-per-task=1 "*) ;; *) exit 9 ;; esac
         for word; do case "$word" in
             --nodelist=*) host="${word#*=}" ;;
             --*) ;;

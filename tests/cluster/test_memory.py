@@ -1,6 +1,7 @@
 """The estimate against what a trainer's tensors take, and the shares of ZeRO's stages."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,46 @@ def test_bytes_a_parameter_on_four_processes(base: dict[str, Any], strategy: str
 def test_offloaded_parts_are_elsewhere(base: dict[str, Any], tmp_path: Path) -> None:
     settings = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}
     file = tmp_path / "zero.json"
-    file.write_text(json.dumps(settings))
-    given = needed_memory(parse_recipe(base | {"deepspeed": settings}), Plan("zero3", 2))
+    file.write_text(json.dumps(settings, indent="\t"))
+    on_gpu = base | {"use_cpu": False}
+    given = needed_memory(parse_recipe(on_gpu | {"deepspeed": settings}), Plan("zero3", 2))
     assert given is not None
     assert (given.optimizer, given.gradients) == (0, 0)
     assert given.weights > 0
-    assert given == needed_memory(parse_recipe(base | {"deepspeed": str(file)}), Plan("ddp", 2))
+    assert given == needed_memory(parse_recipe(on_gpu | {"deepspeed": str(file)}), Plan("ddp", 2))
+    on_cpu = needed_memory(parse_recipe(base | {"deepspeed": settings}), Plan("zero3", 2))
+    assert on_cpu is not None
+    assert on_cpu.optimizer > 0, "a machine has one memory"
 
 
-def test_what_cannot_be_known(base: dict[str, Any]) -> None:
+def test_half_precision_is_the_default_on_accelerators(base: dict[str, Any]) -> None:
+    stage = {"deepspeed": {"zero_optimization": {"stage": 0}}}
+    unsaid = {key: value for key, value in base.items() if key not in ("bf16", "use_cpu")} | stage
+    said = unsaid | {"bf16": True}
+    given = needed_memory(parse_recipe(unsaid), Plan("zero3", 1))
+    assert given == needed_memory(parse_recipe(said), Plan("zero3", 1))
+    assert given != needed_memory(parse_recipe(unsaid | {"bf16": False}), Plan("zero3", 1))
+
+
+def test_tied_weights_count_once(base: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_model / "config.json").read_text())
+    counts = []
+    for tied in (False, True):
+        shutil.copytree(tiny_model, tmp_path / str(tied))
+        (tmp_path / str(tied) / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+        changed = base | {"model_name_or_path": str(tmp_path / str(tied))}
+        counts.append(count_parameters(parse_recipe(changed)).trained)
+    assert counts[0] - counts[1] == config["vocab_size"] * config["hidden_size"]
+
+
+def test_what_cannot_be_known(base: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
     assert needed_memory(parse_recipe(base), Plan("accelerate", 2, "a.yaml")) is None
+    quantised = tmp_path / "quantised"
+    shutil.copytree(tiny_model, quantised)
+    config = json.loads((quantised / "config.json").read_text())
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": stored}))
+    assert needed_memory(parse_recipe(base | {"model_name_or_path": str(quantised)}), Plan("none", 1)) is None
     scratch = {key: value for key, value in base.items() if key != "model_name_or_path"}
     assert needed_memory(parse_recipe(scratch | {"init": {"model_type": "llama"}}), Plan("none", 1)) is None
 

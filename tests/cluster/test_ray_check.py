@@ -137,9 +137,13 @@ CASES = {
         {"launch": merge(APART, {"ray": {"storage_path": "{hidden}"}})},
         only=False,
     ),
-    "bucket not writable": Case(
-        ["launch.ray.storage_path", "cannot write to 'file:///proc/nowhere'"],
+    "storage path not writable": Case(
+        ["launch.ray.storage_path", "cannot write to '/proc'"],
         {"launch": {"ray": {"storage_path": "file:///proc/nowhere"}}},
+    ),
+    "bucket not writable": Case(
+        ["launch.ray.storage_path", "cannot write to 's3://", "its credentials there"],
+        {"launch": {"ray": {"storage_path": "s3://k:s@bucket/x?endpoint_override={nobody}&scheme=http&region=x"}}},
     ),
     "other versions": Case(["launch.ray", "has trl 1.15.0, the node of the command 1.16"], {"launch": APART}),
     "data not on a node": Case(
@@ -181,6 +185,35 @@ def filled(value: Any, names: dict[str, Any]) -> Any:
     return re.sub(r"\{(\w+)\}", lambda match: str(names[match[1]]), value) if isinstance(value, str) else value
 
 
+def test_a_run_folder_that_exists(place: Place, look: Callable[[dict[str, Any]], Preflight]) -> None:
+    """The file by which nodes know the folder is not taken for one of a run."""
+    (place.shared / "run").mkdir()
+    lines = [str(problem) for problem in look({}).problems()]
+    (place.shared / "run").rmdir()
+    assert lines == []
+
+
+def test_a_cluster_that_can_grow(
+    place: Place, look: Callable[[dict[str, Any]], Preflight], busy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is unknown, and workers for which there is no room now are no fault."""
+    monkeypatch.setattr(ray_check, "growth", lambda: {"CPU": 8.0})
+    found = look({})
+    assert found.problems() == []
+    details = {finding.name: finding.detail for finding in found.findings}
+    assert details["memory there"] == "unknown: the cluster can grow"
+    assert details["free now"] == "room for 1, for 2 once the cluster has grown"
+
+
+def test_nobody_to_ask(look: Callable[[dict[str, Any]], Preflight], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first node is up nothing is said of any."""
+    monkeypatch.setattr(ray_check, "growth", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray_check, "_ask", lambda *given: {})
+    found = look({})
+    assert found.findings[6].detail == "none is up that could be asked"
+    assert not {"versions", "storage", "files", "functions"} & {finding.name for finding in found.findings}
+
+
 def test_another_file_of_the_same_name(place: Place, look: Callable[[dict[str, Any]], Preflight]) -> None:
     own = f"/proc/{place.apart.pid}/root{place.hidden}"
     (Path(own) / "data").mkdir(exist_ok=True)
@@ -191,18 +224,26 @@ def test_another_file_of_the_same_name(place: Place, look: Callable[[dict[str, A
 
 
 def test_node_that_does_not_answer(
-    place: Place, look: Callable[[dict[str, Any]], Preflight], monkeypatch: pytest.MonkeyPatch
+    place: Place,
+    recipe_text: dict[str, Any],
+    look: Callable[[dict[str, Any]], Preflight],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is a fault for `check`, and a note before a launch, which can wait."""
     monkeypatch.setattr(ray_check, "LIMIT_S", 0.5)
     stopped = descendants(place.apart.pid)
     for process in stopped:
         os.kill(process, signal.SIGSTOP)
     try:
         lines = [str(problem) for problem in look({"launch": APART}).problems()]
+        ray.shutdown()
+        apart = merge(APART, {"ray": {"address": place.nodes.address}})
+        notes = prepare(parse_recipe(recipe_text | {"launch": apart}))[2].notes
     finally:
         for process in stopped:
             os.kill(process, signal.SIGCONT)
     assert any("has not answered within 0.5 s" in line for line in lines), lines
+    assert any("has not answered within 0.5 s: it is not checked" in note for note in notes), notes
 
 
 def test_busy_cluster(look: Callable[[dict[str, Any]], Preflight], busy: None) -> None:
@@ -216,8 +257,8 @@ def test_model_too_large(look: Callable[[dict[str, Any]], Preflight], monkeypatc
     answers = ray_check._answers
 
     def scarce(*given: Any) -> Any:
-        found, silent = answers(*given)
-        return [replace(answer, memory=1000.0) for answer in found], silent
+        found, broken, late = answers(*given)
+        return [replace(answer, memory=1000.0) for answer in found], broken, late
 
     monkeypatch.setattr(ray_check, "_answers", scarce)
     (line,) = [str(problem) for problem in look({}).problems()]

@@ -20,7 +20,7 @@ class Together:
     """The `Reduce` of several processes, played by threads that wait for each other."""
 
     def __init__(self, count: int) -> None:
-        self.barrier = threading.Barrier(count)
+        self.barrier = threading.Barrier(count, timeout=10)
         self.given: list[Tensor] = []
 
     def __call__(self, x: Tensor, op: str = "sum") -> Tensor:
@@ -38,7 +38,11 @@ def spread(function: Callable[..., Tensor], parts: list[tuple[Any, ...]], **keyw
     reduce, found = Together(len(parts)), [torch.empty(0)] * len(parts)
 
     def run(place: int) -> None:
-        found[place] = function(*parts[place], reduce=reduce, **keywords)
+        try:
+            found[place] = function(*parts[place], reduce=reduce, **keywords)
+        except BaseException:
+            reduce.barrier.abort()
+            raise
 
     threads = [threading.Thread(target=run, args=(place,)) for place in range(len(parts))]
     for thread in threads:

@@ -121,6 +121,16 @@ def test_nothing_but_responses_without_steps() -> None:
     assert found[0].tolist() == [0.5] * 10
 
 
+def test_no_place_for_a_step_on_one_process() -> None:
+    made, none = example(), torch.zeros(2, 0)
+    bare = {"step_ids": torch.full((2, 10), -1), "acc": none, "conf": none, "step_mask": none, "mask": made["mask"]}
+    outcome = torch.tensor([0.5, -0.5])
+    assert spae_credit(outcome, **bare, **DEFAULTS)[0].tolist() == [0.5] * 10
+    parts = [(outcome, *made.values()), (outcome, *bare.values())]
+    found = spread(spae_credit, parts, **DEFAULTS)
+    torch.testing.assert_close(found[:2], spae_credit(outcome, **made, **DEFAULTS), atol=1e-6, rtol=0)
+
+
 def test_dead_groups_are_dropped_before_everything_else() -> None:
     made = {name: torch.cat([value, value]) for name, value in example().items()}
     found = spae_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), 2, **made)
