@@ -154,6 +154,8 @@ def _storage(question: Question, node: str, written: dict[str, str]) -> Iterator
     for key, uri in question.uris.items():
         from pyarrow.fs import FileSystem
 
+        from tokencredit.recipes.schema import without_secrets
+
         try:
             system, inside = FileSystem.from_uri(uri)
             with system.open_output_stream(f"{inside}/{MARKER}{node}") as stream:
@@ -161,9 +163,8 @@ def _storage(question: Question, node: str, written: dict[str, str]) -> Iterator
             system.delete_file(f"{inside}/{MARKER}{node}")
         except Exception as error:  # the file systems raise what they like
             reason = " ".join(str(error).split())[:200]
-            yield InputError(
-                key, f"{{host}} cannot write to {uri!r} ({reason})", "correct it, or its credentials there"
-            )
+            problem = f"{{host}} cannot write to {without_secrets(uri)!r} ({reason})"
+            yield InputError(key, problem, "correct it, or its credentials there")
 
 
 def _files(question: Question) -> Iterator[InputError]:

@@ -41,19 +41,15 @@ def asking_nodes(recipe: Recipe, plan: Plan, found: Preflight, *, patient: bool)
         found: What the nodes say is added here.
         patient: Note a node that does not answer in time, instead of refusing it.
     """
-    import ray
-
     spec = recipe.own.launch.ray
     assert spec is not None
     with _markers(recipe, spec) as (markers, unwritable):
         begun = time.monotonic()
         asked = _ask(_question(recipe, spec, markers), recipe, spec)
-        try:
-            yield
-            answers, broken, late = _answers(asked, begun + LIMIT_S)
-        finally:
-            for task in asked:
-                ray.cancel(task, force=True)
+        yield
+        # None is cancelled: Ray aborts this process when a task ends at that moment. They hold nothing and end with
+        # the command.
+        answers, broken, late = _answers(asked, begun + LIMIT_S)
         if patient:
             found.notes += [f"{slow.problem}: it is not checked" for slow in late]
         found.add("nodes", _counted(answers), broken + ([] if patient else late), begun)
@@ -135,11 +131,15 @@ def _question(recipe: Recipe, spec: RayLaunch, markers: dict[str, str]) -> Quest
 
 
 def _hub_names(recipe: Recipe, local: set[str]) -> Iterator[tuple[str, str, str, str | None]]:
-    model, dataset = recipe.model.get("model_name_or_path"), recipe.data.get("dataset_name")
-    if isinstance(model, str) and "model_name_or_path" not in local and not Path(model).is_absolute():
-        yield "model_name_or_path", "model", model, recipe.model.get("model_revision")
-    if isinstance(dataset, str) and not {"dataset_name"} & local and dataset not in BUILTIN and "://" not in dataset:
-        yield "dataset_name", "dataset", dataset, recipe.data.get("dataset_config")
+    """What nodes have to fetch, as in `Question.hub`."""
+    for key, kind, section, part in (
+        ("model_name_or_path", "model", recipe.model, "model_revision"),
+        ("dataset_name", "dataset", recipe.data, "dataset_config"),
+    ):
+        name = section.get(key)
+        elsewhere = isinstance(name, str) and key not in local and not Path(name).is_absolute() and "://" not in name
+        if elsewhere and name not in BUILTIN:
+            yield key, kind, name, section.get(part)
 
 
 def _ask(question: Question, recipe: Recipe, spec: RayLaunch) -> Asked:

@@ -15,7 +15,7 @@ from tokencredit.cluster.plan import (
     device_defaults,
 )
 from tokencredit.errors import InputError
-from tokencredit.recipes.schema import Launch, RayLaunch, Recipe
+from tokencredit.recipes.schema import Launch, RayLaunch, Recipe, without_secrets
 
 Resources = dict[str, float]
 
@@ -131,7 +131,9 @@ def _check_storage(spec: RayLaunch) -> None:
             FileSystem.from_uri(value)
         except Exception as error:  # the file systems raise what they like
             reason = " ".join(str(error).split())[:200]
-            raise InputError(where, f"{value!r} is no place to store ({reason})", "name a folder or a bucket") from None
+            raise InputError(
+                where, f"{without_secrets(value)!r} is no place to store ({reason})", "name a folder or a bucket"
+            ) from None
         return
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():

@@ -163,6 +163,11 @@ def is_secret(variable: str) -> bool:
     return bool(_SECRET.search(variable.upper()))
 
 
+def without_secrets(uri: str) -> str:
+    """An address without what may stand in it of credentials: the part before `@` and what follows `?`."""
+    return re.sub(r"//[^/@]*@", "//", uri).partition("?")[0]
+
+
 def parse_recipe(layer: dict[str, Any]) -> Recipe:
     """Check every key of a merged recipe.
 
