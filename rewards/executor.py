@@ -123,7 +123,7 @@ class Processes:
         """The same with columns that are pickled already."""
         future: Future[list[bytes]]
         try:
-            future = self._pool.schedule(worker.run, args=(task, function, calls, timeout), timeout=timeout)
+            future = self._pool.schedule(worker.run, args=(task, function, calls, rows, timeout), timeout=timeout)
         except RuntimeError as error:  # it broke since the batch began
             future = Future()
             future.set_exception(error)
@@ -143,6 +143,8 @@ class Processes:
         if isinstance(error, ProcessExpired):
             kill_group(error.pid)  # its children
             return self._one_failed(job, "error", _end(error.exitcode), 0.0)
+        if len(job.calls) > 1:  # whose fault it was is seen when each is alone
+            return [None] * len(job.calls)
         job.broken = True
         return [failed(rows, "error", type(error).__name__, f"the pool broke: {error}") for rows in job.rows]
 

@@ -106,13 +106,14 @@ class RewardPool:
         given = _checked_columns({**columns, "completions": completions})
         for callee in self.callees:
             callee.check_columns(set(given))
+        rows = len(completions)
         with self._one_at_a_time:
-            outcomes = self._outcomes(given, len(completions)) if completions else [[] for _ in self.callees]
-        batch = assemble(self.names, outcomes, len(completions))
+            outcomes = self._outcomes(given, rows) if rows else [[] for _ in self.callees]
+        batch = assemble(self.names, outcomes, rows)
         for calls in outcomes:
-            _replay(calls, len(completions), log_extra, log_metric)
+            _replay(calls, rows, log_extra, log_metric)
         self._tell(batch)
-        if completions:
+        if rows:
             self._watch(batch)
         return batch
 
@@ -267,12 +268,20 @@ def _checked_columns(columns: dict[str, Any]) -> dict[str, Any]:
     rows = len(columns["completions"])
     found = {}
     for name, value in columns.items():
-        listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        if listed and len(value) != rows:
+        found[name] = _as_list(value)
+        if isinstance(found[name], list) and len(value) != rows:
             problem = f"{len(value)} values for {rows} completions"
             raise InputError(f"column {name!r}", problem, "give one per completion")
-        found[name] = list(value) if listed else value
     return found
+
+
+def _as_list(value: Any) -> Any:
+    """A column as a list, also if it is an array, a tensor or a series; anything else as it is."""
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return list(value)
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) >= 1:
+        return value.tolist()
+    return value
 
 
 def _replay(

@@ -80,13 +80,14 @@ def ready() -> list[str]:
     return [callee if isinstance(callee, str) else "" for callee in _callees]
 
 
-def run(task: int, function: int, calls: list[bytes], deadline: float) -> list[bytes]:
+def run(task: int, function: int, calls: list[bytes], rows: list[int], deadline: float) -> list[bytes]:
     """Call a function with parts of a batch, one after the other.
 
     Args:
         task: Number of the task, which its trace begins with.
         function: Place of the function.
         calls: The pickled columns of each call, or its outcome if they could not be pickled.
+        rows: Completions of each call.
         deadline: Seconds after which the process will be killed; a little before, where it stands is written down.
 
     Returns:
@@ -95,9 +96,9 @@ def run(task: int, function: int, calls: list[bytes], deadline: float) -> list[b
     faulthandler.dump_traceback_later(0.9 * deadline, file=_trace)
     try:
         outcomes = []
-        for place, columns in enumerate(calls):
+        for place, (columns, count) in enumerate(zip(calls, rows, strict=True)):
             _begin_trace(task, place)
-            outcomes.append(_outcome(function, columns))
+            outcomes.append(_outcome(function, columns, count))
         return outcomes
     except MemoryError as error:
         os.write(_trace, "".join(traceback.format_exception(error)).encode())
@@ -106,12 +107,16 @@ def run(task: int, function: int, calls: list[bytes], deadline: float) -> list[b
         faulthandler.cancel_dump_traceback_later()
 
 
-def _outcome(function: int, pickled: bytes) -> bytes:
+def _outcome(function: int, pickled: bytes, count: int) -> bytes:
     callee = _callees[function]
-    columns = pickle.loads(pickled)
+    try:
+        columns = pickle.loads(pickled)
+    except MemoryError:
+        raise
+    except BaseException:
+        return pickle.dumps(failed(count, "error", "UnpicklingError", traceback.format_exc()))
     if isinstance(columns, Outcome):  # they could not be sent
         return pickled
-    count = len(columns["completions"])
     if isinstance(callee, str):
         return pickle.dumps(failed(count, "error", "ImportError", callee))
     outcome = call(callee, columns)
