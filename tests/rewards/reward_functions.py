@@ -142,6 +142,13 @@ def answer_itself(completions: list[str], answer: Any) -> list[float]:
     return [float(value) for value in answer]
 
 
+def naps(completions: list[str], **columns: Any) -> list[float]:
+    """Sleep as long as the completion says."""
+    for completion in completions:
+        time.sleep(float(completion))
+    return [1.0 for _ in completions]
+
+
 def process_id(completions: list[str], **columns: Any) -> list[float]:
     return [float(os.getpid())]
 
