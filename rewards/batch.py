@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from tokencredit.rewards.call import Outcome
 from tokencredit.rewards.contract import Reward, Status
 
+NOT_BEGUN = "batch deadline, not begun"
+"""Kind of failure of a sample whose call had no turn before the batch's deadline."""
+
 FAILED: tuple[Status, ...] = ("timeout", "error")
 
 
@@ -67,10 +70,18 @@ class RewardBatch:
             found.append(math.fsum(terms) if terms else None)
         return found
 
-    def failed_share(self, name: str) -> float:
-        """The share of samples for which a function failed."""
+    def failed_share(self, name: str, *, begun: bool = False) -> float:
+        """The share of samples, or of those whose call was begun, for which a function failed."""
         place = self.names.index(name)
-        return _share([row[place] for row in self.status], FAILED)
+        skipped = self._not_begun(name) if begun else set()
+        return _share([line[place] for row, line in enumerate(self.status) if row not in skipped], FAILED)
+
+    def begun_share(self, name: str) -> float:
+        """The share of samples for which a function was called before the batch's deadline."""
+        return 1 - len(self._not_begun(name)) / max(1, len(self.status))
+
+    def _not_begun(self, name: str) -> set[int]:
+        return {failure.row for failure in self.failures if failure.function == name and failure.kind == NOT_BEGUN}
 
     def slowest(self, count: int = 3) -> list[tuple[str, int, float]]:
         """Function, row and seconds of the slowest calls, the slowest first."""

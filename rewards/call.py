@@ -1,5 +1,6 @@
 """One call of a reward function, wherever it runs: what came back, what it logged, what went wrong."""
 
+import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from tokencredit.rewards.contract import Reward, RewardError, Status, read_item
 from tokencredit.rewards.functions import Callee
+from tokencredit.rewards.processes import IN_WORKER
 
 
 @dataclass
@@ -57,7 +59,7 @@ def failed(count: int, status: Status, kind: str, detail: str, seconds: float = 
 def call(callee: Callee, columns: Mapping[str, Any]) -> Outcome:
     """Call a function with a part of a batch and read what it gives back.
 
-    Nothing that it raises gets out, but what ends the process does.
+    Nothing that it raises gets out, but what ends the process does, and out of this process's own an interruption.
     """
     completions: list[Any] = columns["completions"]
     logs = Logs()
@@ -71,7 +73,9 @@ def call(callee: Callee, columns: Mapping[str, Any]) -> Outcome:
             raise RewardError(f"{len(items)} rewards for {len(completions)} completions")
     except MemoryError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also what asyncio cancels with, or a library in Rust panics with
+        if isinstance(error, KeyboardInterrupt) and IN_WORKER not in os.environ:
+            raise
         seconds = time.perf_counter() - start
         outcome = failed(len(completions), "error", type(error).__name__, _traceback(error), seconds)
         outcome.logs = logs
@@ -85,7 +89,7 @@ def _read(items: list[Any], columns: Mapping[str, Any], seconds: float, logs: Lo
     for index, item in enumerate(items):
         try:
             reward = read_item(item, completions[index], None if ids is None else len(ids[index]))
-        except RewardError as error:
+        except Exception as error:  # an object of the user's may fail in any way when it is looked at
             outcome.bad[index] = type(error).__name__, f"{type(error).__name__}: {error}"
             outcome.statuses.append("error")
             outcome.rewards.append(None)

@@ -71,11 +71,20 @@ def read_item(item: Any, completion: Completion, token_count: int | None) -> Rew
         The reward, or None for an abstention.
 
     Raises:
-        RewardError: It is none of these, a value is not finite, a span reaches outside the text, or there are not as
-            many values as tokens.
+        RewardError: It is none of these, a value or their sum is not finite, a span reaches outside the text, or there
+            are not as many values as tokens.
     """
     if item is None:
         return None
+    reward = _read(item, completion, token_count)
+    try:
+        _ = reward.value
+    except OverflowError:
+        raise RewardError("values whose sum is not finite") from None
+    return reward
+
+
+def _read(item: Any, completion: Completion, token_count: int | None) -> Reward:
     if isinstance(item, Mapping):
         return _read_mapping(item, completion, token_count)
     if isinstance(item, Sequence) and not isinstance(item, (str, bytes)):
@@ -109,6 +118,8 @@ def _read_list(items: list[Any], completion: Completion, token_count: int | None
 
 
 def _tokens(given: Any, token_count: int | None) -> list[float]:
+    if not (hasattr(given, "tolist") or isinstance(given, Sequence)) or isinstance(given, (str, bytes)):
+        raise RewardError(f"{type(given).__name__} {str(given)[:80]!r} where a list of numbers should be")
     values = [_number(value) for value in (given.tolist() if hasattr(given, "tolist") else given)]
     if token_count is not None and len(values) != token_count:
         raise RewardError(f"{len(values)} values for {token_count} sampled tokens")
@@ -116,6 +127,8 @@ def _tokens(given: Any, token_count: int | None) -> list[float]:
 
 
 def _spans(given: Sequence[Any], completion: Completion) -> list[ValueSpan]:
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)):
+        raise RewardError(f"{type(given).__name__} {str(given)[:80]!r} where a list of spans should be")
     length = len(text_of(completion))
     return [_span(span, length) for span in given]
 
@@ -138,7 +151,10 @@ def _number(value: Any) -> float:
         value = value.item()
     if not isinstance(value, Real):
         raise RewardError(f"{type(value).__name__} {str(value)[:80]!r} where a number should be")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise RewardError(f"a {type(value).__name__} that is too large for a float") from None
     if not math.isfinite(number):
         raise RewardError(f"{number} is not finite; return None to abstain")
     return number

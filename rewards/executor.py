@@ -24,6 +24,8 @@ from tokencredit.rewards.contract import Status
 from tokencredit.rewards.processes import LEFT, Context, kill_group
 
 _LOOKS = 20
+_MARGIN = 0.1
+"""Seconds for a worker to get from looking at the clock to the call."""
 
 START_SECONDS = 120.0
 """How long the first worker may take to import everything; it does not count towards a deadline."""
@@ -53,6 +55,9 @@ class Job:
         self.task, self.function, self.calls, self.rows = task, function, calls, rows
         self.timeout, self.future = timeout, future
         self.broken = False
+        self.seen = 0.0
+        """When it was first seen running."""
+        self.fate: list[Outcome | None] | None = None
 
 
 class _Manager(PoolManager):
@@ -114,16 +119,18 @@ class Processes:
                 "rewards", problem, "let the functions' modules import faster, or raise memory_gb"
             ) from None
 
-    def submit(self, task: int, function: int, parts: list[dict[str, Any]], timeout: float) -> Job:
+    def submit(self, task: int, function: int, parts: list[dict[str, Any]], timeout: float, end: float) -> Job:
         """Send calls to a worker, one per part of the batch."""
         rows = [len(part["completions"]) for part in parts]
-        return self.send(task, function, [_packed(part) for part in parts], rows, timeout)
+        return self.send(task, function, [_packed(part) for part in parts], rows, timeout, end)
 
-    def send(self, task: int, function: int, calls: list[bytes], rows: list[int], timeout: float) -> Job:
+    def send(self, task: int, function: int, calls: list[bytes], rows: list[int], timeout: float, end: float) -> Job:
         """The same with columns that are pickled already."""
         future: Future[list[bytes]]
+        # So that the last call which a worker begins of several has its whole time.
+        whole = timeout + (worker.TOGETHER_SECONDS if len(calls) > 1 else 0)
         try:
-            future = self._pool.schedule(worker.run, args=(task, function, calls, timeout), timeout=timeout)
+            future = self._pool.schedule(worker.run, args=(task, function, calls, rows, whole, end), timeout=whole)
         except RuntimeError as error:  # it broke since the batch began
             future = Future()
             future.set_exception(error)
@@ -133,30 +140,57 @@ class Processes:
         """What became of the calls of a job that is over.
 
         Returns:
-            One per call; None for those that shared a worker with the one that was stuck or crashed.
+            One per call; None for those that were not made, since one before them was slow, stuck or crashed.
         """
+        if job.fate is None:
+            job.fate = self._over_with(job)
+        return job.fate
+
+    def unmade(self, job: Job) -> list[int]:
+        """Places of the calls that the worker of a job has not made and will not make any more."""
+        if job.future.done():
+            return [place for place, outcome in enumerate(self.outcomes(job)) if outcome is None]
+        if len(job.calls) == 1 or not job.future.running():
+            return []
+        job.seen = job.seen or time.monotonic()
+        if time.monotonic() - job.seen < worker.TOGETHER_SECONDS + _MARGIN:
+            return []
+        trace = worker.read_trace(self.folder, job.task, remove=False)
+        return list(range(trace.place + 1, len(job.calls))) if trace else []
+
+    def _over_with(self, job: Job) -> list[Outcome | None]:
         error = job.future.exception()
         if error is None:
-            return [_loaded(outcome, rows) for outcome, rows in zip(job.future.result(), job.rows, strict=True)]
+            made = job.future.result()
+            found: list[Outcome | None] = [_loaded(*pair) for pair in zip(made, job.rows, strict=False)]
+            return found + [None] * (len(job.rows) - len(made))
         if isinstance(error, TimeoutError):
             return self._one_failed(job, "timeout", "deadline", job.timeout)
         if isinstance(error, ProcessExpired):
             kill_group(error.pid)  # its children
             return self._one_failed(job, "error", _end(error.exitcode), 0.0)
+        if len(job.calls) > 1:  # whose fault it was is seen when each is alone
+            return [None] * len(job.calls)
         job.broken = True
         return [failed(rows, "error", type(error).__name__, f"the pool broke: {error}") for rows in job.rows]
 
-    def late(self, job: Job) -> list[Outcome]:
-        """The same for a job that is not over when the batch has to be."""
+    def late(self, job: Job) -> list[Outcome | None]:
+        """The same for a job that is not over when the batch has to be; None for calls that were not begun."""
         if not job.future.running():
-            return [failed(rows, "timeout", "batch deadline, not begun", "") for rows in job.rows]
-        _, detail = worker.read_trace(self.folder, job.task)
-        return [failed(rows, "timeout", "batch deadline", detail, job.timeout) for rows in job.rows]
+            return [None] * len(job.rows)
+        return self._one_failed(job, "timeout", "batch deadline", 0.0)
 
     def _one_failed(self, job: Job, status: Status, kind: str, seconds: float) -> list[Outcome | None]:
-        place, detail = worker.read_trace(self.folder, job.task)
-        guilty = 0 if len(job.calls) == 1 else place
-        return [failed(n, status, kind, detail, seconds) if i == guilty else None for i, n in enumerate(job.rows)]
+        """What was written down, what failed, and None for the rest."""
+        trace = worker.read_trace(self.folder, job.task)
+        made = worker.read_made(self.folder, job.task)
+        found: list[Outcome | None] = [_loaded(*pair) for pair in zip(made, job.rows, strict=False)]
+        found += [None] * (len(job.rows) - len(made))
+        guilty = trace.place if trace else 0 if len(job.calls) == 1 else None
+        if guilty is not None and found[guilty] is None:
+            took = seconds or (time.monotonic() - trace.begun if trace else 0.0)
+            found[guilty] = failed(job.rows[guilty], status, kind, trace.stack if trace else "", took)
+        return found
 
     def close(self) -> None:
         self._finalizer()

@@ -9,11 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
+from itertools import zip_longest
 from typing import Any, Self
 
 from tokencredit.errors import InputError
-from tokencredit.rewards.batch import FAILED, Failure, RewardBatch, assemble
-from tokencredit.rewards.call import Outcome, call
+from tokencredit.rewards.batch import FAILED, NOT_BEGUN, Failure, RewardBatch, assemble
+from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.contract import Completion
 from tokencredit.rewards.executor import Job, Processes
 from tokencredit.rewards.functions import Callee, Function, RewardFunction, load, named
@@ -106,13 +107,14 @@ class RewardPool:
         given = _checked_columns({**columns, "completions": completions})
         for callee in self.callees:
             callee.check_columns(set(given))
+        rows = len(completions)
         with self._one_at_a_time:
-            outcomes = self._outcomes(given, len(completions)) if completions else [[] for _ in self.callees]
-        batch = assemble(self.names, outcomes, len(completions))
+            outcomes = self._outcomes(given, rows) if rows else [[] for _ in self.callees]
+        batch = assemble(self.names, outcomes, rows)
         for calls in outcomes:
-            _replay(calls, len(completions), log_extra, log_metric)
+            _replay(calls, rows, log_extra, log_metric)
         self._tell(batch)
-        if completions:
+        if rows:
             self._watch(batch)
         return batch
 
@@ -143,7 +145,7 @@ class RewardPool:
         end = time.monotonic() + self.batch_timeout
         clean = False
         try:
-            jobs = {i: self._submit(i, columns, rows) for i, callee in self._numbered(in_process=False)}
+            jobs = self._submit(columns, rows, end)
             here = {
                 i: [call(callee, part) for part in _parts(columns, rows, callee.spec.batched)]
                 for i, callee in self._numbered(in_process=True)
@@ -169,44 +171,70 @@ class RewardPool:
     def _numbered(self, *, in_process: bool) -> list[tuple[int, Callee]]:
         return [(i, callee) for i, callee in enumerate(self.callees) if callee.spec.in_process == in_process]
 
-    def _submit(self, place: int, columns: dict[str, Any], rows: int) -> list[Job]:
+    def _submit(self, columns: dict[str, Any], rows: int, end: float) -> dict[int, list[Job]]:
+        """Send the calls of all functions, by turns: one that is stuck is not to use up the time of the others."""
+        tasks = {i: self._tasks_of(i, columns, rows) for i, _ in self._numbered(in_process=False)}
+        jobs: dict[int, list[Job]] = {i: [] for i in tasks}
+        assert self._processes is not None or not tasks
+        for turn in zip_longest(*tasks.values()):
+            for i, parts in zip(tasks, turn, strict=True):
+                if parts is not None:
+                    self._tasks += 1
+                    timeout = self.batch_timeout if self.callees[i].spec.batched else self.timeout
+                    assert self._processes is not None
+                    jobs[i].append(self._processes.submit(self._tasks, i, parts, timeout, end))
+        return jobs
+
+    def _tasks_of(self, place: int, columns: dict[str, Any], rows: int) -> list[list[dict[str, Any]]]:
         callee = self.callees[place]
-        timeout = self.batch_timeout if callee.spec.batched else self.timeout
         parts = _parts(callee.relevant(columns), rows, callee.spec.batched)
         # Several quick calls make one task; but enough tasks that all workers have some.
         size = max(1, min(self._together[place], len(parts) // (4 * self.workers)))
-        assert self._processes is not None
-        jobs = []
-        for start in range(0, len(parts), size):
-            self._tasks += 1
-            jobs.append(self._processes.submit(self._tasks, place, parts[start : start + size], timeout))
-        return jobs
+        return [parts[start : start + size] for start in range(0, len(parts), size)]
 
     def _results(self, jobs: list[Job], end: float) -> tuple[dict[int, list[Outcome]], bool]:
-        """Wait for jobs until a point in time; calls that shared a worker with a stuck one are made again, alone.
+        """Wait for jobs until a point in time; calls that come after a slow or stuck one are made alone, elsewhere.
 
         Returns:
             Task → outcomes of its calls, and whether nothing is left in the workers.
         """
-        late = _wait(jobs, end)
-        found = {job.task: self._fate(job, late) for job in jobs}
-        calls = [(job, i) for job in jobs for i, outcome in enumerate(found[job.task]) if outcome is None]
-        again = [self._again(job, i) for job, i in calls]
-        late |= _wait(again, end)
-        for (job, i), single in zip(calls, again, strict=True):
-            (found[job.task][i],) = self._fate(single, late)
-        clean = not late and not any(job.broken for job in jobs + again)
-        return {task: [o for o in outcomes if o is not None] for task, outcomes in found.items()}, clean
+        alone: dict[tuple[int, int], Job] = {}
+        waiting = list(jobs)
+        while waiting and (left := end - time.monotonic()) > 0:
+            wait([job.future for job in waiting], timeout=min(left, _LOOK_SECONDS))
+            again = self._again(waiting, alone, end)
+            waiting = [job for job in waiting if not job.future.done()] + again
+        late = {job.task for job in waiting if not job.future.done()}
+        fates = {job.task: self._fate(job, late) for job in [*jobs, *alone.values()]}
+        for (task, place), single in alone.items():
+            if fates[task][place] is None:
+                (fates[task][place],) = fates[single.task]
+        clean = not late and not any(job.broken for job in [*jobs, *alone.values()])
+        return {
+            job.task: [
+                failed(rows, "timeout", NOT_BEGUN, "") if outcome is None else outcome
+                for outcome, rows in zip(fates[job.task], job.rows, strict=True)
+            ]
+            for job in jobs
+        }, clean
 
-    def _fate(self, job: Job, late: set[Any]) -> list[Outcome | None]:
+    def _fate(self, job: Job, late: set[int]) -> list[Outcome | None]:
         assert self._processes is not None
-        return [*self._processes.late(job)] if job.future in late else self._processes.outcomes(job)
+        return list(self._processes.late(job) if job.task in late else self._processes.outcomes(job))
 
-    def _again(self, job: Job, place: int) -> Job:
+    def _again(self, jobs: list[Job], alone: dict[tuple[int, int], Job], end: float) -> list[Job]:
+        """Send the calls that will not be made otherwise, each alone, once."""
         assert self._processes is not None
-        self._tasks += 1
-        calls, rows = [job.calls[place]], [job.rows[place]]
-        return self._processes.send(self._tasks, job.function, calls, rows, job.timeout)
+        found = []
+        for job in jobs:
+            for place in self._processes.unmade(job):
+                if len(job.calls) > 1 and (job.task, place) not in alone:
+                    self._tasks += 1
+                    calls, rows = [job.calls[place]], [job.rows[place]]
+                    single = self._processes.send(self._tasks, job.function, calls, rows, job.timeout, end)
+                    alone[job.task, place] = single
+                    found.append(single)
+        return found
 
     def _tell(self, batch: RewardBatch) -> None:
         """Log the first failure of each kind, with its traceback."""
@@ -216,8 +244,11 @@ class RewardPool:
                 _log.warning("%s", describe(failure))
 
     def _watch(self, batch: RewardBatch) -> None:
+        nothing_ran = all(batch.begun_share(name) == 0 for name in self.names)
         for name in self.names:
-            share = batch.failed_share(name)
+            if not nothing_ran and batch.begun_share(name) == 0:
+                continue  # others used up the time: no fault of this one
+            share = batch.failed_share(name, begun=not nothing_ran)
             if share > self.alarm_share and name not in self._alarmed:
                 slow = ", ".join(f"{who}[{row}] {seconds:.1f} s" for who, row, seconds in batch.slowest())
                 _log.warning("reward %s failed on %.0f %% of a batch; slowest: %s", name, 100 * share, slow)
@@ -239,11 +270,7 @@ def describe(failure: Failure) -> str:
 
 _QUICK = 0.02
 _TOGETHER = 16
-
-
-def _wait(jobs: list[Job], end: float) -> set[Any]:
-    """Wait for jobs until a point in time; the futures that are not done by then."""
-    return set(wait([job.future for job in jobs], timeout=max(0.0, end - time.monotonic())).not_done)
+_LOOK_SECONDS = 0.1
 
 
 def _how_many_together(outcomes: list[Outcome]) -> int:
@@ -267,12 +294,20 @@ def _checked_columns(columns: dict[str, Any]) -> dict[str, Any]:
     rows = len(columns["completions"])
     found = {}
     for name, value in columns.items():
-        listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        if listed and len(value) != rows:
+        found[name] = _as_list(value)
+        if isinstance(found[name], list) and len(value) != rows:
             problem = f"{len(value)} values for {rows} completions"
             raise InputError(f"column {name!r}", problem, "give one per completion")
-        found[name] = list(value) if listed else value
     return found
+
+
+def _as_list(value: Any) -> Any:
+    """A column as a list, also if it is an array, a tensor or a series; anything else as it is."""
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return list(value)
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) >= 1:
+        return value.tolist()
+    return value
 
 
 def _replay(

@@ -7,7 +7,9 @@ import pickle
 import runpy
 import sys
 import tempfile
+import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +27,7 @@ _CALLER = f'"{load.__code__.co_filename}"'
 
 _callees: list[Callee | str] = []
 _trace = -1
+_folder = Path()
 
 
 def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float, main: str | None) -> None:
@@ -41,7 +44,8 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
         gigabytes: Limit of the address space.
         main: The main script, if a function belongs to it.
     """
-    global _trace
+    global _trace, _folder
+    _folder = Path(folder)
     os.setsid()
     die_with(parent)
     forget_the_trainer()
@@ -80,38 +84,55 @@ def ready() -> list[str]:
     return [callee if isinstance(callee, str) else "" for callee in _callees]
 
 
-def run(task: int, function: int, calls: list[bytes], deadline: float) -> list[bytes]:
+TOGETHER_SECONDS = 0.2
+"""After so long a worker begins no further call of a task: the pool gives what is left to others."""
+
+
+def run(task: int, function: int, calls: list[bytes], rows: list[int], deadline: float, end: float) -> list[bytes]:
     """Call a function with parts of a batch, one after the other.
 
     Args:
         task: Number of the task, which its trace begins with.
         function: Place of the function.
         calls: The pickled columns of each call, or its outcome if they could not be pickled.
+        rows: Completions of each call.
         deadline: Seconds after which the process will be killed; a little before, where it stands is written down.
+        end: Point in time (monotonic) at which the batch ends.
 
     Returns:
-        The pickled outcomes: no object of the user's is pickled where it could break the pool.
+        The pickled outcomes, of the first calls if they took long: no object of the user's is pickled where it could
+        break the pool.
     """
-    faulthandler.dump_traceback_later(0.9 * deadline, file=_trace)
+    begin = time.monotonic()
+    faulthandler.dump_traceback_later(max(0.01, 0.9 * min(deadline, end - begin)), file=_trace)
     try:
-        outcomes = []
-        for place, columns in enumerate(calls):
+        outcomes: list[bytes] = []
+        for place, (columns, count) in enumerate(zip(calls, rows, strict=True)):
+            if place and time.monotonic() - begin > TOGETHER_SECONDS:
+                break
             _begin_trace(task, place)
-            outcomes.append(_outcome(function, columns))
+            outcomes.append(_outcome(function, columns, count))
+            if len(calls) > 1:
+                _keep(task, outcomes[-1])
         return outcomes
     except MemoryError as error:
         os.write(_trace, "".join(traceback.format_exception(error)).encode())
         os._exit(OUT_OF_MEMORY)
     finally:
         faulthandler.cancel_dump_traceback_later()
+        _made_file(_folder, task).unlink(missing_ok=True)
 
 
-def _outcome(function: int, pickled: bytes) -> bytes:
+def _outcome(function: int, pickled: bytes, count: int) -> bytes:
     callee = _callees[function]
-    columns = pickle.loads(pickled)
+    try:
+        columns = pickle.loads(pickled)
+    except MemoryError:
+        raise
+    except BaseException:
+        return pickle.dumps(failed(count, "error", "UnpicklingError", traceback.format_exc()))
     if isinstance(columns, Outcome):  # they could not be sent
         return pickled
-    count = len(columns["completions"])
     if isinstance(callee, str):
         return pickle.dumps(failed(count, "error", "ImportError", callee))
     outcome = call(callee, columns)
@@ -122,25 +143,57 @@ def _outcome(function: int, pickled: bytes) -> bytes:
         return pickle.dumps(failed(count, "error", type(error).__name__, problem, outcome.seconds))
 
 
+def _made_file(folder: Path, task: int) -> Path:
+    return folder / f"{task}.made"
+
+
+def _keep(task: int, outcome: bytes) -> None:
+    """Write an outcome down, so that it is not lost if a later call of the task is stuck or crashes."""
+    with _made_file(_folder, task).open("ab") as file:
+        file.write(len(outcome).to_bytes(8, "big") + outcome)
+
+
+def read_made(folder: Path, task: int) -> list[bytes]:
+    """The outcomes that the worker of an unfinished task wrote down; the file is removed."""
+    file = _made_file(folder, task)
+    content = file.read_bytes() if file.is_file() else b""
+    file.unlink(missing_ok=True)
+    found = []
+    while content:
+        size = int.from_bytes(content[:8], "big")
+        if len(content) < 8 + size:  # it died while it wrote
+            break
+        found.append(content[8 : 8 + size])
+        content = content[8 + size :]
+    return found
+
+
 def _begin_trace(task: int, place: int) -> None:
     os.ftruncate(_trace, 0)
     os.lseek(_trace, 0, os.SEEK_SET)
-    os.write(_trace, b"%d %d\n" % (task, place))
+    os.write(_trace, b"%d %d %f\n" % (task, place, time.monotonic()))
 
 
-def read_trace(folder: Path, task: int) -> tuple[int | None, str]:
-    """What the worker that had a task wrote about where it stood, if it came to that; the file is removed.
+@dataclass(frozen=True)
+class Trace:
+    """Where a worker stood: place of the call that it was making, the time at which that began, and the stack."""
 
-    Returns:
-        Place of the call that it was making, and the stack.
-    """
-    for file in filter(Path.is_file, folder.iterdir()):
-        head, _, rest = file.read_text(encoding="utf-8", errors="replace").partition("\n")
-        number, _, place = head.partition(" ")
-        if number == str(task) and place.isdecimal():
-            file.unlink()
-            return int(place), _of_the_user(rest).strip()
-    return None, ""
+    place: int
+    begun: float
+    stack: str
+
+
+def read_trace(folder: Path, task: int, *, remove: bool = True) -> Trace | None:
+    """What the worker that had a task wrote about where it stood, if it came to that."""
+    for file in folder.iterdir():
+        if file.name.isdecimal():
+            head, _, rest = file.read_text(encoding="utf-8", errors="replace").partition("\n")
+            words = head.split()
+            if len(words) == 3 and words[0] == str(task):
+                if remove:
+                    file.unlink()
+                return Trace(int(words[1]), float(words[2]), _of_the_user(rest).strip())
+    return None
 
 
 def _of_the_user(stack: str) -> str:

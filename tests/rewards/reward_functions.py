@@ -111,6 +111,44 @@ def environment(completions: list[str], log_extra: Any = None, **columns: Any) -
     return [0.0]
 
 
+class Panic(BaseException):
+    """As a library in Rust raises it: no `Exception`."""
+
+
+class Stubborn:
+    """Fails as soon as it is looked at."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+class Unreadable:
+    """Can be sent to another process, but not made there."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def evaluate(completions: list[str], **columns: Any) -> list[Any]:
+    """Return what the completion says in Python, or raise what is no `Exception`."""
+    if completions == ["cancel"]:
+        raise asyncio.CancelledError
+    if completions == ["panic"]:
+        raise Panic("at the disco")
+    return [eval(completion) for completion in completions if completion not in ("cancel", "panic")]
+
+
+def answer_itself(completions: list[str], answer: Any) -> list[float]:
+    return [float(value) for value in answer]
+
+
+def naps(completions: list[str], **columns: Any) -> list[float]:
+    """Sleep as long as the completion says."""
+    for completion in completions:
+        time.sleep(float(completion))
+    return [1.0 for _ in completions]
+
+
 def process_id(completions: list[str], **columns: Any) -> list[float]:
     return [float(os.getpid())]
 

@@ -70,6 +70,11 @@ def test_tokens_and_spans_are_kept() -> None:
         ({"scores": 1}, "scores in a reward"),
         ({"score": None}, "return None to abstain"),
         ({"tokens": [1, 2, 3], "spans": [SPAN]}, "give one of them"),
+        ({"tokens": 5}, "where a list of numbers should be"),
+        ({"tokens": "123"}, "where a list of numbers should be"),
+        ({"spans": SPAN}, "where a list of spans should be"),
+        (10**400, "too large for a float"),
+        ({"tokens": [1e308, 1e308, 0]}, "sum is not finite"),
         (torch.zeros(2, 2), "where a number should be"),
     ],
 )

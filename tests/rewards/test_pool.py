@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.rewards import reward_functions as functions
@@ -127,6 +128,36 @@ def test_a_traceback_begins_in_the_users_function(make_pool: MakePool) -> None:
     first = failure.detail.splitlines()[1]
     assert "reward_functions.py" in first
     assert "in obey" in first
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_whatever_is_returned_or_raised_stays_with_its_sample(make_pool: MakePool, trusted: bool) -> None:
+    bad = ["{'tokens': 5}", "10**400", "cancel", "panic", "{'tokens': [1e308, 1e308]}", "Stubborn()"]
+    pool = make_pool(RewardFunction(functions.evaluate, trusted=trusted))
+    for _ in range(2):  # one call to a task, and then several
+        batch = pool.score(["1.0"] * 40 + bad + ["1.0"] * 40)
+        assert [row for row, (status,) in enumerate(batch.status) if status != "ok"] == list(range(40, 46))
+        assert {status for (status,) in batch.status[40:46]} == {"error"}
+
+
+def test_a_column_that_cannot_be_read_in_a_worker_is_an_error_of_its_row(make_pool: MakePool) -> None:
+    pool = make_pool(functions.count_words)
+    for _ in range(2):
+        values = pool.score(["x"] * 41, answer=["x"] * 40 + [functions.Unreadable()]).values
+        assert values == [[1.0]] * 40 + [[None]]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas"])
+def test_columns_may_be_arrays(make_pool: MakePool, kind: str) -> None:
+    """A row gets its own value, and not all of them."""
+    import pandas
+    import torch
+
+    make: Any = {"numpy": np.array, "torch": torch.tensor, "pandas": pandas.Series}[kind]
+    pool = make_pool(functions.answer_itself)
+    assert pool.score(["x"] * 3, answer=make([1.0, 2.0, 3.0])).values == [[1.0], [2.0], [3.0]]
+    with pytest.raises(InputError, match="column 'answer': 2 values for 3 completions"):
+        pool.score(["x"] * 3, answer=make([1.0, 2.0]))
 
 
 def test_too_few_rewards_are_an_error(make_pool: MakePool) -> None:

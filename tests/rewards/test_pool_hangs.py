@@ -17,6 +17,7 @@ from pebble.pool.process import PoolManager
 
 from tests.rewards import reward_functions as functions
 from tests.rewards.conftest import wait_for, workers
+from tokencredit.errors import InputError
 from tokencredit.rewards import RewardFunction, RewardPool
 
 MakePool = Callable[..., RewardPool]
@@ -47,6 +48,35 @@ def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
     assert {row for _, row, _ in batch.slowest(2)} <= {3, 9, 33}
     assert wait_for(lambda: len(workers()) == 2), "at full strength"
     assert pool.score(["fine"] * 8).status == [["ok"]] * 8
+
+
+def test_each_of_several_calls_has_its_own_time(make_pool: MakePool) -> None:
+    """Sixteen of 0.3 s to a task are none that takes longer than 2 s."""
+    pool = make_pool(functions.naps, timeout=2, workers=1)
+    pool.score(["0"] * 64)
+    assert pool._together == [16]
+    assert pool.score(["0.3"] * 16 + ["0"] * 48).status == [["ok"]] * 64
+
+
+def test_a_stuck_call_takes_no_others_along_at_the_batch_deadline(make_pool: MakePool) -> None:
+    pool = make_pool(functions.naps, timeout=5, batch_timeout=2)
+    pool.score(["0"] * 64)
+    batch = pool.score(["0"] * 10 + ["60"] + ["0"] * 53)
+    assert [row for row, (status,) in enumerate(batch.status) if status != "ok"] == [10]
+    (failure,) = batch.failures
+    assert failure.kind == "batch deadline"
+    assert "in naps" in failure.detail, "where it stood is written down before the batch ends, too"
+    assert 1 < batch.seconds[10][0] < 2 + GRACE
+    assert all(seconds < 1 for row, (seconds,) in enumerate(batch.seconds) if row != 10)
+
+
+def test_a_stuck_function_does_not_put_the_blame_on_another(make_pool: MakePool) -> None:
+    pool = make_pool(functions.naps, functions.count_words, timeout=5, batch_timeout=1, stop_after=2)
+    pool.score(["0"])
+    pool.score(["60"] * 16)
+    with pytest.raises(InputError, match="reward naps: it failed on every sample"):
+        pool.score(["60"] * 16)
+    assert pool._whole_failures["count_words"] == 0
 
 
 def test_where_it_was_stuck_is_said(make_pool: MakePool) -> None:
