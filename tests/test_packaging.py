@@ -45,6 +45,7 @@ def test_wheel_holds_code_recipes_and_data_and_no_tests(wheel: Path) -> None:
         "tokencredit/data/us_addresses/README.md",
         "tokencredit/cluster/configs/zero3.json",
         "tokencredit/cluster/files/slurm.sh",
+        "tokencredit/scoring/templates/general.yaml",
         "tokencredit/analysis/templates/page.html.j2",
         "tokencredit/analysis/templates/page.css",
         *(f"tokencredit/analysis/templates/{script}" for script in SCRIPTS),
