@@ -52,11 +52,11 @@ def run_trees(model: Callable[..., Any], base: Any, lines: dict[str, Tensor], **
         keywords: For the model.
     """
     config = base.config.get_text_config()
-    inputs = {
-        "input_ids": lines["tokens"],
-        "position_ids": lines["positions"],
-        "attention_mask": _masks(lines["positions"], lines["ends"], config, attention_dtype(base)),
-    }
+    inputs: dict[str, Any] = {"input_ids": lines["tokens"]}
+    # Lines of one sequence are causal, for which there are faster kernels; what pads them stands behind.
+    if "ends" in lines:
+        inputs["position_ids"] = lines["positions"]
+        inputs["attention_mask"] = _masks(lines["positions"], lines["ends"], config, attention_dtype(base))
     with router_logits_taken(base.base_model) as taken:
         outputs = run_rows(model, base, inputs, lines["heads"], lines["labels"], **keywords)
     if taken:

@@ -1,7 +1,7 @@
 """Batches of prefix trees, made on the host.
 
 A batch is a dictionary of tensors, so that it travels like the rest of a trainer's batch: `tokens`, `positions`, `ends`
-`[L, R]` (L lines of R rows), `heads` and `labels` `[N]` (rows of the flattened lines and what they predict), and
+`[L, R]` (L lines of R rows; no `ends` where each line is one sequence), `heads` and `labels` `[N]` (rows of the flattened lines and what they predict), and
 `places`, which says where in the N predictions a sequence's tokens stand; where all tokens count, `weights` `[L, R]`,
 the number of sequences that a row belongs to.
 """
@@ -72,6 +72,8 @@ def batch_trees(
     places[~scored[:, 1:].bool().numpy()] = -1
     wanted, places[places >= 0] = np.unique(places[places >= 0], return_inverse=True)
     found |= {name: found[name][torch.from_numpy(wanted)] for name in ("heads", "labels")}
+    if all(len(own_rows) == 1 for own_rows in members):
+        del found["ends"]
     if whole:
         found["weights"] = torch.stack([torch.from_numpy(_uses(tree, found["tokens"].size(1))) for tree in trees])
     return found | {"places": torch.from_numpy(places)}

@@ -1,6 +1,5 @@
 """Short branches off one trunk, without gradient: against whole sequences and against trees that hold the trunk."""
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.benchmarks.memory import free_at_once, peak
-from tests.benchmarks.pairs import Ratio, alternate_all
+from tests.benchmarks.pairs import Ratio, alternate_all, cpu_seconds
 from tests.benchmarks.shared_prefix import SIZES
 from tokencredit.scoring import branch_logps, sequence_logps
 
@@ -37,16 +36,11 @@ def run() -> Iterator[Ratio]:
 
     def void(_: Any) -> None: ...
 
-    def seconds(work: Callable[[], None]) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
     with torch.no_grad():
         label = f"32 branches of {BRANCH} off {TRUNK}"
         padded, trees, ours = whole(32, False), whole(32, True), branches(32)
-        baselines = {f"{label} / whole": lambda: seconds(padded), f"{label} / trees": lambda: seconds(trees)}
-        yield from alternate_all(baselines, lambda: seconds(ours), repeats=5)
+        baselines = {f"{label} / whole": lambda: cpu_seconds(padded), f"{label} / trees": lambda: cpu_seconds(trees)}
+        yield from alternate_all(baselines, lambda: cpu_seconds(ours), repeats=5)
         free_at_once()
         few, many = branches(128), branches(512)
         name = "memory of 512 branches / of 128"

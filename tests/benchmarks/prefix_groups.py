@@ -4,7 +4,6 @@ The package brings no attention for SDPA, so it is given one here: what it share
 positions are the same for all three.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
-from tests.benchmarks.pairs import Ratio, alternate_all
+from tests.benchmarks.pairs import Ratio, alternate_all, cpu_seconds
 from tests.benchmarks.shared_prefix import SIZES
 from tokencredit.scoring.prefix_tree import prefix_tree
 from tokencredit.scoring.shared_forward import run_rows, run_trees
@@ -84,10 +83,11 @@ def run() -> Iterator[Ratio]:
     with fused_lm_head(model) as base:
 
         def seconds(score: Callable[[Any], Tensor]) -> float:
-            start = time.perf_counter()
-            score(base).sum().backward()
-            model.zero_grad()
-            return time.perf_counter() - start
+            def step() -> None:
+                score(base).sum().backward()
+                model.zero_grad()
+
+            return cpu_seconds(step)
 
         ratio = (PROMPT + GROUP * RESPONSE) / (GROUP * length)
         label = f"group of {GROUP}, {PROMPT} + {RESPONSE} (distinct {ratio:.3f})"

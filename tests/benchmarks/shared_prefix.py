@@ -1,7 +1,6 @@
 """Stock-equivalent DPO with common prefixes computed once against TRL's DPO: a pair forwards and backwards."""
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from tests.benchmarks.memory import free_at_once, peak
-from tests.benchmarks.pairs import Ratio, alternate_all
+from tests.benchmarks.pairs import Ratio, alternate_all, cpu_seconds
 from tokencredit.recipes.init_model import write_initial_model
 from tokencredit.recipes.schema import Init
 from tokencredit.trainers.weighted import WeightedDPOConfig, WeightedDPOTrainer
@@ -96,26 +95,19 @@ def compact() -> Iterator[None]:
         yield
 
 
-def seconds(step: Callable[[], None]) -> float:
-    """Of one step."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def compare(bench: Bench, example: Example, name: str, *, as_it_is: bool = True) -> list[Ratio]:
     """Seconds, against TRL's compact head and against what it does on a CPU."""
     stock, ours = bench.step(bench.stock, example), bench.step(bench.ours, example)
 
     def compacted() -> float:
         with compact():
-            return seconds(stock)
+            return cpu_seconds(stock)
 
     label = f"{name} ({bench.ratio(example)})"
     baselines = {f"{label} / compact": compacted}
     if as_it_is:
-        baselines[f"{label} / as it is"] = lambda: seconds(stock)
-    return alternate_all(baselines, lambda: seconds(ours), repeats=5)
+        baselines[f"{label} / as it is"] = lambda: cpu_seconds(stock)
+    return alternate_all(baselines, lambda: cpu_seconds(ours), repeats=5)
 
 
 def mebibytes(bench: Bench, example: Example, name: str) -> list[Ratio]:

@@ -138,6 +138,7 @@ def test_nothing_shared(tiny_model: Path, tmp_path: Path) -> None:
     batches = {share: trainer.data_collator([trainer.train_dataset[0]]) for share, trainer in trainers.items()}
     assert batches["on"][TREES]["counts"].tolist() == [78, 78, 1]
     assert batches["auto"][TREES]["counts"].tolist() == [78, 78, 0]
+    assert "ends" not in batches["on"][TREES], "the attention is a causal one"
     assert TREES not in batches["off"]
     losses = [trainer.compute_loss(moved(trainer.model), batches[share]) for share, trainer in trainers.items()]
     torch.testing.assert_close(losses[0], losses[2], **CLOSE)
