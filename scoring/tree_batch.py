@@ -1,9 +1,9 @@
 """Batches of prefix trees, made on the host.
 
 A batch is a dictionary of tensors, so that it travels like the rest of a trainer's batch: `tokens`, `positions`, `ends`
-`[L, R]` (L lines of R rows; no `ends` where each line is one sequence), `heads` and `labels` `[N]` (rows of the flattened lines and what they predict), and
-`places`, which says where in the N predictions a sequence's tokens stand; where all tokens count, `weights` `[L, R]`,
-the number of sequences that a row belongs to.
+`[L, R]` (L lines of R rows; no `ends` where each line is one sequence), `heads` and `labels` `[N]` (rows of the
+flattened lines and what they predict), and `places`, which says where in the N predictions a sequence's tokens stand;
+where all tokens count, `weights` `[L, R]`, the number of sequences that a row belongs to.
 """
 
 from collections.abc import Sequence

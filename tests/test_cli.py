@@ -68,7 +68,15 @@ def test_telemetry_of_the_libraries_is_off() -> None:
 
 
 # What a user has to make first.
-PREPARED = {"sft/scierc": "runs/scierc", "tab_po/scierc": "runs/pairs-scierc", "pairs/scierc": "runs/scierc"}
+# Data that is not in the package: made by another command, or on the hub.
+ELSEWHERE = {
+    "sft/scierc": "runs/scierc",
+    "tab_po/scierc": "runs/pairs-scierc",
+    "pairs/scierc": "runs/scierc",
+    "t_reg/addresses": "runs/pairs-addresses_samples",
+    "t_reg/ultrafeedback_llama3-8b": "trl-lib/ultrafeedback_binarized",
+    "t_reg/ultrafeedback_gemma2-9b": "trl-lib/ultrafeedback_binarized",
+}
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
@@ -84,8 +92,8 @@ def test_dry_run_writes_nothing_and_prints_a_recipe(
     assert list(tmp_path.iterdir()) == []
     assert yaml.safe_load(result.stdout)["seed"] == 7
     missing = [line for line in result.stderr.splitlines() if "not available locally: dataset_name" in line]
-    if name in PREPARED:
-        assert repr(PREPARED[name]) in missing[0]
+    if name in ELSEWHERE:
+        assert repr(ELSEWHERE[name]) in missing[0]
     else:
         assert missing == []
         assert ("# documents" if command == "pairs" else "# training rows") in result.stdout

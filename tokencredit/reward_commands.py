@@ -1,6 +1,9 @@
 """Commands that try rewards out."""
 
+import contextlib
+import logging
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -36,14 +39,11 @@ def check_reward(
     column: Annotated[str | None, typer.Option(help="The reward that colours the text.")] = None,
 ) -> None:
     """Score completions as training would: values, pieces in colour, seconds per sample, failures."""
-    with input_errors(), err.status("scoring") as status:
-        import logging
-
+    with input_errors(), err.status("scoring") as status, _failures_not_logged():
         from tokencredit.analysis.reward_check import check_rewards, print_check
         from tokencredit.recipes.reward_check import load_tokenizer, read_check
         from tokencredit.rewards import RewardPool
 
-        logging.getLogger("tokencredit").setLevel(logging.ERROR)  # failures are shown below
         raise_on_sigterm()
         sections, rows = read_check(file, overrides or [], rewards=reward or [], data=data, limit=limit)
         settings = sections.reward_pool.model_dump() | {"stop_after": sys.maxsize}
@@ -53,3 +53,15 @@ def check_reward(
         print_check(checked, out, samples=samples, weights=sections.reward_weights, column=column)
         if checked.batch.failures:
             raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _failures_not_logged() -> Iterator[None]:
+    """They are shown."""
+    logger = logging.getLogger("tokencredit")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -16,12 +16,16 @@ Line = dict[str, float]
 
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _CLOCK = ("runtime", "_per_second", "total_flos")
+_BATCH = "shared_prefix/"
 
 
 def curve(run: Path) -> list[Line]:
-    """What is logged of every step, without what depends on the clock."""
+    """What is logged of every step, without what depends on the clock, or on which sequences meet in a batch."""
     lines = [line for line in read_metrics(run) if "loss" in line]
-    return [{name: value for name, value in line.items() if not name.endswith(_CLOCK)} for line in lines]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(_CLOCK) and not name.startswith(_BATCH)}
+        for line in lines
+    ]
 
 
 def losses(run: Path) -> list[float]:
