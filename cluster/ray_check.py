@@ -137,8 +137,9 @@ def _hub_names(recipe: Recipe, local: set[str]) -> Iterator[tuple[str, str, str,
         ("dataset_name", "dataset", recipe.data, "dataset_config"),
     ):
         name = section.get(key)
-        elsewhere = isinstance(name, str) and key not in local and not Path(name).is_absolute() and "://" not in name
-        if elsewhere and name not in BUILTIN:
+        if not isinstance(name, str) or key in local or name in BUILTIN:
+            continue
+        if not Path(name).is_absolute() and "://" not in name:
             yield key, kind, name, section.get(part)
 
 
