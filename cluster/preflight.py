@@ -20,6 +20,7 @@ from tokencredit.recipes.build import metric_function, peft_config, with_default
 from tokencredit.recipes.data import RecipeData, load_data
 from tokencredit.recipes.files import RECIPE_FILE
 from tokencredit.recipes.init_model import INITIAL_MODEL, model_config
+from tokencredit.recipes.rewards_schema import check_rewards
 from tokencredit.recipes.schema import Recipe
 from tokencredit.trainers.task_metric import answer_text
 
@@ -119,6 +120,7 @@ def _settings(recipe: Recipe, plan: Plan, found: Preflight) -> str:
     refuse = getattr(config, "refuse", None)
     if refuse is not None:
         refuse(with_defaults(config, recipe.training))
+    check_rewards(recipe)
     return f"{recipe.own.trainer}, {plan.strategy} on {plan.num_processes}"
 
 

@@ -1,12 +1,14 @@
 """The reward keys of a recipe, read alike by training and by `tokencredit reward check`."""
 
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokencredit.errors import InputError
-from tokencredit.recipes.schema import validated
+from tokencredit.recipes.schema import Recipe, validated
 from tokencredit.rewards import RewardFunction
+from tokencredit.rewards.functions import load, named
 
 
 class RewardEntry(BaseModel):
@@ -78,3 +80,14 @@ def parse_rewards(layer: dict[str, Any]) -> RewardSections:
         problem = f"{len(weights)} weights for {len(sections.reward_funcs)} functions"
         raise InputError("reward_weights", problem, "give one per function")
     return sections
+
+
+def check_rewards(recipe: Recipe) -> None:
+    """Check the reward keys of a recipe whose trainer takes rewards, and that their functions are there.
+
+    Raises:
+        InputError: As `parse_rewards`, or a function cannot be found or refuses its arguments.
+    """
+    if "reward_funcs" in {item.name for item in fields(recipe.method.config_class())}:
+        for spec in named(parse_rewards(recipe.training).functions):
+            load(spec)

@@ -12,6 +12,8 @@ _CLASSES = {
     "TABPOTrainer": "tab_po",
     "TREGConfig": "t_reg",
     "TREGTrainer": "t_reg",
+    "TokenGRPOConfig": "token_grpo_config",
+    "TokenGRPOTrainer": "token_grpo",
     "WeightedDPOConfig": "weighted",
     "WeightedDPOTrainer": "weighted",
     "WeightedSFTConfig": "weighted",
@@ -116,6 +118,16 @@ METHODS: dict[str, Method] = {
         config="tokencredit.trainers.t_reg:TREGConfig",
         columns=_PAIRS,
         reference="chosen",
+    ),
+    "token_grpo": Method(
+        trainer="tokencredit.trainers.token_grpo:TokenGRPOTrainer",
+        config="tokencredit.trainers.token_grpo_config:TokenGRPOConfig",
+        columns=(frozenset({"prompt"}),),
+        reference="completion",
+        choices={
+            "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo"),
+            "scale_rewards": ("group", "batch", "none"),
+        },
     ),
 }
 """A new trainer is one entry here."""

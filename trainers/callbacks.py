@@ -68,7 +68,7 @@ class JsonlMetrics(TrainerCallback):
 class ProgressLines(TrainerCallback):
     """A progress bar on a terminal, and one line of the main figures per log everywhere."""
 
-    _SHOWN = ("loss", "learning_rate", "rewards/accuracies", "rewards/margins", "mean_token_accuracy")
+    _SHOWN = ("loss", "learning_rate", "reward", "rewards/accuracies", "rewards/margins", "mean_token_accuracy")
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)

@@ -1,0 +1,146 @@
+"""TokenGRPO against TRL's GRPO, in real training steps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from tests.trainers.grpo_runs import alike, data, settings, shape_of, stock_settings, token_grpo, watched
+from tokencredit.errors import InputError
+from tokencredit.trainers import TokenGRPOConfig
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    """The gradient of TRL's own first step."""
+    return gradient_of_trl(tiny_model, tmp_path_factory.mktemp("stock"))
+
+
+def gradient_of_trl(model: Path, folder: Path, **changes: Any) -> torch.Tensor:
+    args = GRPOConfig(**stock_settings(folder, **changes))
+    trainer = watched(GRPOTrainer)(model=str(model), reward_funcs=[shape_of], args=args, train_dataset=data())
+    trainer.train()
+    return trainer.gradients[0]
+
+
+@pytest.mark.parametrize(
+    "credit",
+    [
+        None,
+        "outcome",
+        {"function": "reward_spans", "arguments": {"weight": 0.0}},
+        {"function": "entropy_advantage", "arguments": {"alpha": 0.0}},
+        {"function": "high_entropy_mask", "arguments": {"share": 1.0}},
+        ["outcome", {"function": "high_entropy_mask", "arguments": {"share": 1}}, "reward_spans"],
+    ],
+)
+def test_neutral_credit_gives_the_gradient_of_trl(
+    credit: Any, stock: torch.Tensor, tiny_model: Path, tmp_path: Path
+) -> None:
+    trainer = token_grpo(tiny_model, tmp_path, credit=credit)
+    trainer.train()
+    assert trainer.seen[0]["advantages"].dim() == 2
+    assert stock.norm() > 1e-3
+    torch.testing.assert_close(trainer.gradients[0], stock, rtol=0, atol=1e-6)
+
+
+def test_neutral_token_weight_gives_the_gradient_of_trl(stock: torch.Tensor, tiny_model: Path, tmp_path: Path) -> None:
+    weight = {"function": "divergence_weighted", "arguments": {"scale": 0.0}}
+    trainer = token_grpo(tiny_model, tmp_path, token_weight=weight)
+    trainer.train()
+    torch.testing.assert_close(trainer.gradients[0], stock, rtol=0, atol=1e-6)
+
+
+def test_baseline_without_whitening_is_trl_without_scaling(tiny_model: Path, tmp_path: Path) -> None:
+    expected = gradient_of_trl(tiny_model, tmp_path / "stock", scale_rewards="none")
+    credit = {"function": "reinforce_pp_baseline", "arguments": {"normalise": False}}
+    trainer = token_grpo(tiny_model, tmp_path / "ours", credit=credit)
+    trainer.train()
+    torch.testing.assert_close(trainer.gradients[0], expected, rtol=0, atol=1e-6)
+
+
+def test_divergence_weights_act_from_the_second_update_on(tiny_model: Path, tmp_path: Path) -> None:
+    two = {"num_iterations": 2, "max_steps": 2}
+    weight = {"function": "divergence_weighted", "arguments": {"scale": 0.5, "sharpness": 50.0}}
+    plain = token_grpo(tiny_model, tmp_path / "plain", **two)
+    plain.train()
+    weighted = token_grpo(tiny_model, tmp_path / "weighted", token_weight=weight, **two)
+    weighted.train()
+    torch.testing.assert_close(weighted.gradients[0], plain.gradients[0], rtol=0, atol=1e-7)
+    assert (weighted.gradients[1] - plain.gradients[1]).abs().max() > 1e-4
+    # The buffered advantages of the second update are still those of the rollouts.
+    torch.testing.assert_close(weighted.seen[1]["advantages"], weighted.seen[0]["advantages"])
+
+
+def test_dead_groups_are_masked_and_not_counted(tiny_model: Path, tmp_path: Path) -> None:
+    def first_group_differs(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
+        values = shape_of(completions)
+        return [value if prompt == prompts[0] else 0.5 for value, prompt in zip(values, prompts, strict=True)]
+
+    trainer = token_grpo(tiny_model, tmp_path, first_group_differs)
+    trainer.train()
+    (seen,) = trainer.seen
+    assert len(seen["completion_ids"]) == 8
+    dead = seen["group_ids"] == 1
+    assert dead.sum() == 4
+    assert seen["tool_mask"][dead].sum() == 0
+    assert seen["advantages"][dead].abs().sum() == 0
+    assert seen["num_items_in_batch"] == seen["completion_mask"][~dead].sum()
+    assert seen["advantages"][~dead].abs().sum() > 0
+
+
+def test_groups_stay_together_over_micro_batches(tiny_model: Path, tmp_path: Path) -> None:
+    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    trainer = token_grpo(tiny_model, tmp_path, **changes)
+    trainer.train()
+    assert len(trainer.seen) == 4
+    assert all(len(seen["group_ids"].unique()) == 1 for seen in trainer.seen)
+    assert sorted(seen["group_ids"][0].item() for seen in trainer.seen) == [0, 1, 2, 3]
+
+
+def endless(rollouts: Any, advantages: torch.Tensor) -> torch.Tensor:
+    return advantages / 0
+
+
+def test_steps_that_are_not_finite_are_skipped_saved_and_stop_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = token_grpo(tiny_model, tmp_path, credit=endless, max_skipped_steps=1, max_steps=3)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with pytest.raises(InputError, match="2 steps had a loss or an advantage that is not finite"):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert [p.name for p in sorted((tmp_path / "non_finite").iterdir())] == [
+        "step-00000000-rank-0.safetensors",
+        "step-00000001-rank-0.safetensors",
+    ]
+
+
+def test_all_rewards_alike_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = token_grpo(tiny_model, tmp_path, alike, credit="reinforce_pp_baseline")
+    trainer.train()
+    assert trainer.gradients[0].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"loss_type": "vespo"}, "loss_type"),
+        ({"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold"),
+        ({"credit": "outcom"}, "credit"),
+        ({"credit": {"function": "outcome", "arguments": {"scal": 1}}}, "credit"),
+        ({"token_weight": "nowhere:function"}, "token_weight"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes: dict[str, Any], field: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        TokenGRPOConfig(**settings(tmp_path, **changes))
+    assert caught.value.where == field
+
+
+def test_saving_is_moved_to_where_rollouts_begin(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changes = {"num_iterations": 2, "steps_per_generation": 2, "save_strategy": "steps", "save_steps": 6}
+    args = TokenGRPOConfig(**settings(tmp_path, **changes))
+    assert args.steps_per_rollout == 4
+    assert args.save_steps == 8
+    assert "save_steps: 6 moved to 8" in caplog.text
