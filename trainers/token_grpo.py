@@ -106,7 +106,8 @@ class TokenGRPOTrainer(GRPOTrainer):
         shares = self.accelerator.gather(torch.tensor([list(own.values())], device=local.device)).mean(0).tolist()
         for name, share in zip(own, shares, strict=True):
             self._metrics["train" if self.model.training else "eval"][name].append(share)
-        return everywhere[:, :-1]
+        found: Tensor = everywhere[:, :-1]
+        return found
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with self._time.measure("score", leaving_out=("generate", "reward")):
@@ -139,7 +140,7 @@ class TokenGRPOTrainer(GRPOTrainer):
         scored, training = self._scored, self.model.training
         everywhere, ids = scored["everywhere"], out["completion_ids"]
         weights = self.reward_weights.to(ids.device)
-        size = self.num_generations if training else self.num_generations_eval
+        size: Any = self.num_generations if training else self.num_generations_eval
         scalars = Scalars(everywhere[:, :-1], weights, everywhere[:, -1] > 0, size)
         first = self.accelerator.process_index * len(ids)
         mask = out["completion_mask"] * out.get("tool_mask", 1)

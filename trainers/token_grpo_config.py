@@ -51,7 +51,7 @@ class TokenGRPOConfig(GRPOConfig):
     num_token_samples: int = field(default=8, metadata={"help": "Responses in a token-level sample."})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.refuse(vars(self))
         self._save_on_boundary()
 
