@@ -74,6 +74,7 @@ ELSEWHERE = {
     "tab_po/scierc": "runs/pairs-scierc",
     "pairs/scierc": "runs/scierc",
     "t_reg/addresses": "runs/pairs-addresses_samples",
+    "token_grpo/gsm8k_qwen2.5-0.5b": "openai/gsm8k",
     "t_reg/ultrafeedback_llama3-8b": "trl-lib/ultrafeedback_binarized",
     "t_reg/ultrafeedback_gemma2-9b": "trl-lib/ultrafeedback_binarized",
 }
