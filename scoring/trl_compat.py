@@ -17,7 +17,10 @@ by that name when TRL changes under it:
 - `trl.models.prepare_deepspeed`: an engine for the reference pass before training;
 - of `trl.DPOTrainer`, overridden: `_prepare_dataset`, `_set_signature_columns_if_needed`, `_compute_loss`,
   `_precompute_ref_logps`; read: `_metrics`, `_total_train_tokens`, `_tokenizer`, `_tp_size`, `_precompute_engine`,
-  `aux_loss_enabled`, `router_aux_loss_coef`.
+  `aux_loss_enabled`, `router_aux_loss_coef`;
+- of `trl.GRPOTrainer`, overridden (in `trainers/token_grpo.py`): `_generate`, `_calculate_rewards`,
+  `_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`, `_get_per_token_logps_and_entropies`; read:
+  `_buffered_inputs`, `_step`, `_metrics`, `_tokenizer`, `_log_completion_extra`, `_log_metric`.
 """
 
 from collections.abc import Callable, Iterator

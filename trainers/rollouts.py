@@ -24,12 +24,14 @@ class Scalars:
         weights: `[F]`, one factor per function.
         has_tokens: bool `[N]`, whether a function gave the tokens of this row values of their own.
         group_size: Rows per prompt; members of a group follow each other.
+        apart: Whether each function is compared within the group by itself, before the sum.
     """
 
     per_function: Tensor
     weights: Tensor
     has_tokens: Tensor
     group_size: int
+    apart: bool = False
 
     @property
     def group_ids(self) -> Tensor:
@@ -49,8 +51,10 @@ class Scalars:
         Their reward is known and differs from another one of the group, or a token of the group has a value of its own.
         """
         rewards, groups = self.rewards, self.group_ids
+        compared = self.per_function.T if self.apart else rewards[None]
+        different = torch.stack([live_rows(row, groups) for row in compared]).any(dim=0)
         marked = torch.zeros_like(self.has_tokens).index_fill(0, groups[self.has_tokens], True)[groups]
-        return live_rows(rewards, groups) | (marked & ~rewards.isnan())
+        return different | (marked & ~rewards.isnan())
 
 
 @dataclass

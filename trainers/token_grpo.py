@@ -1,5 +1,6 @@
 """TokenGRPO: TRL's GRPO with one advantage per token, made by functions that a recipe names."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from pathlib import Path
@@ -141,7 +142,8 @@ class TokenGRPOTrainer(GRPOTrainer):
         everywhere, ids = scored["everywhere"], out["completion_ids"]
         weights = self.reward_weights.to(ids.device)
         size: Any = self.num_generations if training else self.num_generations_eval
-        scalars = Scalars(everywhere[:, :-1], weights, everywhere[:, -1] > 0, size)
+        apart = self.args.multi_objective_aggregation == "normalize_then_sum"
+        scalars = Scalars(everywhere[:, :-1], weights, everywhere[:, -1] > 0, size, apart=apart)
         first = self.accelerator.process_index * len(ids)
         mask = out["completion_mask"] * out.get("tool_mask", 1)
         if training and self.args.mask_dead_groups:
@@ -168,9 +170,18 @@ class TokenGRPOTrainer(GRPOTrainer):
         rows = zip(scored["rewards"], scored["completions"], scored["token_ids"], strict=True)
         for row, (rewards, completion, sampled) in enumerate(rows):
             if any(reward is not None and (reward.tokens or reward.spans) for reward in rewards):
-                values = token_values(rewards, weights, completion, list(sampled), self._tokenizer)
+                try:
+                    values = token_values(rewards, weights, completion, list(sampled), self._tokenizer)
+                except InputError as error:  # of one odd answer, on one process: the others would wait for this one
+                    self._say_once(f"{error}: tokens of such answers get no values (logged once)")
+                    continue
                 found[row, : len(values)] = torch.tensor(values)
         return found.to(ids.device)
+
+    def _say_once(self, text: str) -> None:
+        if not self._said:
+            self._said = True
+            logging.getLogger("tokencredit").warning(text)
 
     def _score(self, out: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of the rollouts, `[B, T]`."""
@@ -198,6 +209,7 @@ class TokenGRPOTrainer(GRPOTrainer):
             self._last_sample = step
 
     _last_sample = -1
+    _said = False
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 from trl.trainer import utils
 
 from tokencredit.scoring.trl_compat import OUTPUTS, DataCollatorForLanguageModeling, DataCollatorForPreference
@@ -84,6 +84,35 @@ OVERRIDDEN = [
     (DPOTrainer, "_set_signature_columns_if_needed", ["self"]),
     (DPOTrainer, "_compute_loss", ["self", "model", "inputs", "return_outputs"]),
     (DPOTrainer, "_precompute_ref_logps", ["self", "dataset", "name", "batch_size"]),
+    (GRPOTrainer, "_generate", ["self", "prompts"]),
+    (GRPOTrainer, "_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+    (GRPOTrainer, "_generate_and_score_completions", ["self", "inputs"]),
+    (GRPOTrainer, "_prepare_inputs", ["self", "generation_batch"]),
+    (GRPOTrainer, "_compute_loss", ["self", "model", "inputs"]),
+    (
+        GRPOTrainer,
+        "_get_per_token_logps_and_entropies",
+        [
+            "self",
+            "model",
+            "input_ids",
+            "attention_mask",
+            "logits_to_keep",
+            "batch_size",
+            "compute_entropy",
+            "compute_aux_loss",
+            "pixel_values",
+            "image_grid_thw",
+            "num_images",
+            "pixel_attention_mask",
+            "spatial_shapes",
+            "num_tiles",
+            "image_sizes",
+            "token_type_ids",
+            "mm_token_type_ids",
+            "image_position_ids",
+        ],
+    ),
     (
         SFTTrainer,
         "_prepare_dataset",
@@ -113,6 +142,14 @@ def test_canary_overridden_methods(trainer: type, name: str, parameters: list[st
 )
 def test_canary_attributes_read(name: str) -> None:
     assert f"self.{name} " in inspect.getsource(DPOTrainer.__init__), f"trl.DPOTrainer sets no {name} now. {ADVICE}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_buffered_inputs", "_step", "_metrics", "_tokenizer", "_log_completion_extra", "_log_metric"],
+)
+def test_canary_attributes_of_grpo_read(name: str) -> None:
+    assert f"self.{name}" in inspect.getsource(GRPOTrainer), f"trl.GRPOTrainer has no {name} now. {ADVICE}"
 
 
 def test_canary_prepare_deepspeed_signature() -> None:

@@ -153,3 +153,11 @@ def test_span_credit_touches_only_the_tokens_of_the_wrong_field() -> None:
         touched = [i for i, number in enumerate(gradient.tolist()) if number != 0]
         assert touched == list(range(place.start, place.end))
         assert (gradient[touched] > 0).all()  # descent lowers their log-probabilities
+
+
+def test_groups_that_functions_tell_apart_are_live_where_each_is_compared_by_itself() -> None:
+    """Two functions that disagree: their sum is equal, what each is worth against its group is not."""
+    per_function = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    given = Scalars(per_function, torch.ones(2), torch.zeros(4, dtype=torch.bool), 2)
+    assert given.live.tolist() == [False] * 4
+    assert replace(given, apart=True).live.tolist() == [True, True, False, False]

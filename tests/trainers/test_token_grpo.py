@@ -144,3 +144,24 @@ def test_saving_is_moved_to_where_rollouts_begin(tmp_path: Path, caplog: pytest.
     assert args.steps_per_rollout == 4
     assert args.save_steps == 8
     assert "save_steps: 6 moved to 8" in caplog.text
+
+
+def test_an_answer_whose_spans_have_no_tokens_does_not_end_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would end on one process, and leave the others waiting."""
+
+    def on_first_letter(completions: list[str], **columns: Any) -> list[Any]:
+        spans = [[{"start": 0, "end": 1, "value": 1.0}] if text else None for text in completions]
+        return [value if given is None else given for value, given in zip(shape_of(completions), spans, strict=True)]
+
+    def refuse(*given: Any) -> None:
+        raise InputError("span", "no token wrote the characters [0, 1)", "give others")
+
+    monkeypatch.setattr("tokencredit.trainers.token_grpo.token_values", refuse)
+    trainer = token_grpo(tiny_model, tmp_path, on_first_letter, credit="reward_spans", max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert [record.message for record in caplog.records if "get no values" in record.message] == [
+        "span: no token wrote the characters [0, 1); give others: tokens of such answers get no values (logged once)"
+    ]
