@@ -73,6 +73,16 @@ def test_the_last_block_is_the_program() -> None:
     assert program_of(ADD) == "def add(a, b):\n    return a + b\n"
     assert program_of("```\nx = 1\n```") == "x = 1\n"
     assert program_of("x = 1") == "x = 1"
+    assert program_of("No ```x``` here.\n```Python title=a\nx = 2\n") == "x = 2\n", "one that is cut off, too"
+    assert program_of("1. So:\n   ```py\n   if x:\n       y\n   ```\n") == "if x:\n    y\n"
+    assert program_of("~~~python3\n'```'\n```\n~~~") == "'```'\n```\n"
+
+
+@pytest.mark.parametrize("other", ["```bash\npip install x\n```", "```\n3\n```", "```json\n{}\n```", "```text\n"])
+def test_blocks_in_other_languages_are_no_programs(other: str) -> None:
+    before = "" if other.endswith("```") else "\n```"
+    for answer in (f"{other}{before}\nThe program:\n{ADD}", f"{ADD}\nIt says:\n{other}"):
+        assert code([answer], [["assert add(1, 2) == 3"]]) == [1.0], answer
 
 
 def test_in_the_pool(make_pool: Any) -> None:
