@@ -209,6 +209,8 @@ def _check(spec: RewardFunction, arguments: dict[str, Any]) -> None:
     """Let a built-in refuse what it cannot do before anything runs."""
     name = split_name(spec.function)[0] if isinstance(spec.function, str) else None
     if name in BUILTIN:
+        if spec.trusted and BUILTIN[name].only_in_workers:
+            raise InputError(f"reward {spec.name}.trusted", BUILTIN[name].only_in_workers, "leave it out")
         BUILTIN[name].check(f"reward {spec.name}", arguments)
 
 

@@ -46,7 +46,7 @@ def test_what_a_program_prints() -> None:
         {"input": "one", "output": ""},
         "assert False",
     ]
-    assert code([program], [tests]) == [3 / 5], "one that raises has printed nothing too"
+    assert code([program], [tests], seconds=30) == [3 / 5], "one that raises has printed nothing too"
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,8 @@ def test_outlive_the_deadline(mode: Mode) -> None:
     child = f"import os, time; os.setsid(); os.close(1); {mark}"
     program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])\nprint('left', flush=True)"
     for ending in ("", "\nwhile True: pass"):
-        assert attempt(mode, program + ending, seconds=1) == ("seconds" if ending else "left")
+        seconds, outcome = (2, "seconds") if ending else (20, "left")
+        assert attempt(mode, program + ending, seconds=seconds) == outcome
         assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
 
 
@@ -239,6 +240,44 @@ def test_a_verdict_can_be_faked_from_within(mode: Mode) -> None:
     program += "os.write(sys._getframe(1).f_globals['channel'], (job['mark'] + ' 0\\n').encode())"
     assert code([program], [["assert False"]], sandbox=mode) == [1.0]
     assert code([program], [[{"input": "", "output": "4"}]], sandbox=mode) == [0.0], "what it prints cannot"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_children_that_come_meanwhile_are_not_the_programs(mode: Mode) -> None:
+    """Only what descends from a program is killed with it, also if others begin while it runs."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    others: list[subprocess.Popen[bytes]] = []
+    timer = threading.Timer(0.3, lambda: others.append(subprocess.Popen(sleeper, start_new_session=True)))
+    timer.start()
+    assert attempt(mode, "import time; time.sleep(60)", seconds=1) == "seconds"
+    timer.join()
+    (other,) = others
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_processes_are_counted_after_the_output_is_closed(mode: Mode) -> None:
+    start = time.monotonic()
+    assert attempt(mode, "import os\nos.close(1)\nos.close(2)\n" + FORKS, seconds=20) in ("processes", "")
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
+def test_a_program_that_kills_its_parent_is_worth_nothing(make_pool: Any, signal: str) -> None:
+    """With a child in a session of its own, which ends too."""
+    mark = f"time.sleep(63.{os.getpid()})"
+    program = f"""
+import os, signal, subprocess, sys
+subprocess.Popen([sys.executable, '-c', 'import time; {mark}'], start_new_session=True, stdout=subprocess.DEVNULL)
+os.kill(os.getppid(), signal.{signal})
+raise SystemExit
+"""
+    function = RewardFunction("code", arguments={"sandbox": "rlimits", "seconds": 2})
+    batch = make_pool(function, timeout=30, memory_gb=4).score([program], tests=[["assert True"]])
+    assert (batch.values, batch.failures) == ([[0.0]], [])
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
 
 
 def test_nothing_is_left_and_nobody_else_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -284,6 +323,13 @@ def test_a_bubblewrap_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPa
 def test_wrong_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RewardPool([RewardFunction("code", arguments=arguments)])
+
+
+def test_programs_are_not_run_by_the_training_process() -> None:
+    with pytest.raises(
+        InputError, match=r"reward code\.trusted: programs of a model are not run by the training process"
+    ):
+        RewardPool([RewardFunction("code", trusted=True)])
 
 
 def test_a_row_without_real_tests_is_an_error(make_pool: Any) -> None:
