@@ -41,7 +41,7 @@ def code(
             (`assert add(1, 2) == 3`); `{"input": …, "output": …}` runs the program with that standard input and
             compares what it prints, ignoring white space at the ends of lines and of the text.
         sandbox: `bubblewrap`, or `rlimits` where that cannot be had.
-        seconds: For all tests of an answer together; keep it below the pool's `timeout`.
+        seconds: For all tests of an answer together; less than the pool's `timeout`.
         memory_mb: Address space of each process.
         disk_mb: Of a file; with bubblewrap of all files.
         processes: At a time.

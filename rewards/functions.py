@@ -88,6 +88,21 @@ class Callee:
             if name in wanted or (self.takes_all and isinstance(value, list))
         }
 
+    def check_deadline(self, deadline: float) -> None:
+        """Refuse one that does not leave a built-in the time that it gives what it runs.
+
+        Raises:
+            InputError: Naming the argument.
+        """
+        name = split_name(self.spec.function)[0]
+        argument = BUILTIN[name].bounded_by if name in BUILTIN else ""
+        seconds = inspect.signature(self.call).parameters[argument].default if argument else 0
+        if seconds >= deadline:
+            problem = f"{seconds:g} s are not less than the {deadline:g} s after which the pool kills it"
+            raise InputError(
+                f"reward {self.spec.name}.arguments.{argument}", problem, "lower it, or raise the deadline"
+            )
+
     def pick(self, columns: Mapping[str, Any], loggers: Mapping[str, Function]) -> dict[str, Any]:
         """The keyword arguments of a call.
 

@@ -67,6 +67,8 @@ class RewardPool:
         self.names = [callee.spec.name for callee in self.callees]
         self.timeout = timeout
         self.batch_timeout = 10 * timeout if batch_timeout is None else batch_timeout
+        for callee in self.callees:
+            callee.check_deadline(self.batch_timeout if callee.spec.batched else timeout)
         self.workers = _default_workers() if workers is None else workers
         self.memory_gb, self.alarm_share, self.stop_after = memory_gb, alarm_share, stop_after
         self._specs = _pickled([callee.spec for callee in self.callees])

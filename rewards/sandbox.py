@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -290,22 +291,39 @@ def _python() -> str:
 
 
 def _bubblewrap(limits: Limits) -> list[str]:
-    """The command line up to the program: nothing to see but the system's libraries and Python's own."""
+    """The command line up to the program."""
     bwrap = find_bubblewrap()
     assert bwrap is not None
     size = str(limits.disk_mb * 2**20)
     command = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     command += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8"]
-    for folder in ("/usr", "/bin", "/lib", "/lib32", "/lib64"):
+    for folder in ("/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
             command += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            command += ["--ro-bind", folder, folder]
-    home = str(Path(_python()).parents[1])
-    if not home.startswith("/usr"):
-        command += ["--ro-bind", home, home]
+    for place in _seen():
+        command += ["--ro-bind-try", place, place]
+    for place in _packages():
+        command += ["--tmpfs", place, "--remount-ro", place]
     command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     return [*command, "--size", size, "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
+
+
+def _seen() -> list[str]:
+    """What can be read inside: the system's libraries, the interpreter and the standard library."""
+    python, standard = Path(_python()), sysconfig.get_path("stdlib")
+    folders = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64")
+    places = [folder for folder in folders if not os.path.islink(folder)]
+    places += ["/etc/ld.so.cache", "/usr/share/zoneinfo", str(python), standard]
+    own = python.parents[1] / "lib"
+    # Beside the system's libraries an interpreter needs its own, or brings all that it needs.
+    places += map(str, own.glob("libpython*")) if own.is_relative_to("/usr") else [str(own)]
+    return places
+
+
+def _packages() -> list[str]:
+    """Folders of installed packages in what can be read, which are not for programs."""
+    folders = [Path(sysconfig.get_path("stdlib"), name) for name in ("site-packages", "dist-packages")]
+    return [str(folder) for folder in (*folders, Path("/usr/lib/python3/dist-packages")) if folder.is_dir()]
 
 
 @cache

@@ -99,7 +99,8 @@ def test_a_program_ends_with_its_worker(
     """And its folder with the pool."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mark = f"import time; time.sleep(62.{os.getpid()})"
-    pool = make_pool(RewardFunction("code", arguments={"sandbox": mode, "seconds": 60}), timeout=1.5, memory_gb=4)
+    pool = make_pool(RewardFunction("code", arguments={"sandbox": mode, "seconds": 60}), timeout=61, memory_gb=4)
+    pool.timeout = 1.5
     assert pool.score([mark], tests=[["assert True"]]).status == [["timeout"]]
 
     def programs() -> list[psutil.Process]:
@@ -137,6 +138,31 @@ def test_read_a_file_of_the_user(mode: Mode, outcome: str, tmp_path: Path) -> No
     for file in (tmp_path / "secret", *([home] if home.is_file() else [])):
         program = f"try:\n    open({str(file)!r}).read(); print('read')\nexcept OSError:\n    print('stopped')"
         assert attempt(mode, program) == outcome
+
+
+def test_nothing_else_is_there_to_be_read() -> None:
+    program = """
+import glob, importlib, os, pkgutil, subprocess, sys, sysconfig
+print(*sorted(os.listdir("/")), *sorted(os.listdir("/usr")), *os.listdir("/etc"))
+print(*os.listdir(os.path.dirname(sys.executable)))
+print(len(glob.glob(sysconfig.get_path("purelib") + "/*")))
+for name in ("ctypes", "ssl", "sqlite3", "lzma", "decimal", "zoneinfo", "multiprocessing", "unittest"):
+    importlib.import_module(name)
+print(subprocess.run([sys.executable, "-c", "print(1)"], capture_output=True, text=True).stdout)
+"""
+    top, beside, packages, one = attempt("bubblewrap", program, seconds=20).splitlines()
+    libraries = {"lib", "lib32", "lib64"}
+    known = {"usr", "proc", "dev", "tmp", "etc", "ld.so.cache", "share", "bin", "local", *libraries}
+    assert set(top.split()) <= known | {Path(sandbox._python()).parts[1]}
+    assert (beside, packages, one) == (Path(sandbox._python()).name, "0", "1")
+
+
+def test_an_interpreter_in_a_home_does_not_show_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_python", lambda: "/home/me/.python/bin/python3")
+    assert [place for place in sandbox._seen() if place.startswith("/home")] == [
+        "/home/me/.python/bin/python3",
+        "/home/me/.python/lib",
+    ]
 
 
 @pytest.mark.parametrize(("mode", "outcome"), [("bubblewrap", "stopped"), ("rlimits", "connected")])
@@ -185,7 +211,7 @@ def test_fill_the_disk_with_many_files(mode: Mode, outcome: str) -> None:
     assert attempt(mode, program) == outcome
 
 
-@pytest.mark.parametrize("place", ["/dev/shm", "/dev", "/", "/usr", "/proc"])
+@pytest.mark.parametrize("place", ["/dev/shm", "/dev", "/", "/usr", "/proc", *sandbox._packages()])
 def test_no_other_place_to_fill(place: str) -> None:
     program = f"for i in range(16): open(f'{place}/f{{i}}', 'wb').write(bytes(2**20))\nprint('written')"
     assert attempt("bubblewrap", program) == ""
@@ -323,6 +349,25 @@ def test_a_bubblewrap_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPa
 def test_wrong_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RewardPool([RewardFunction("code", arguments=arguments)])
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        ("code", {"timeout": 3}),
+        (RewardFunction("code", arguments={"seconds": 9.5}), {"timeout": 5}),
+        (RewardFunction("code", batched=True), {"timeout": 0.5, "batch_timeout": 2}),
+    ],
+)
+def test_a_program_must_not_outlast_the_pool(function: Any, settings: dict[str, Any]) -> None:
+    """A program that hangs would be a failure of the reward."""
+    problem = (
+        r"reward code\.arguments\.seconds: (3|9.5) s are not less than the (3|5|2) s after which the pool kills it"
+    )
+    with pytest.raises(InputError, match=problem):
+        RewardPool([function], **settings)
+    with RewardPool([RewardFunction("code", arguments={"seconds": 0.4})], timeout=0.5):
+        pass
 
 
 def test_programs_are_not_run_by_the_training_process() -> None:
