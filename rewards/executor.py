@@ -79,7 +79,7 @@ class _Manager(PoolManager):
 class Processes:
     """The worker processes, from their start to their end."""
 
-    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, main: str | None) -> None:
+    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, main: tuple[str, bool] | None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tokencredit-rewards-"))
         (self.folder / worker.TEMPORARY).mkdir()
         context = Context()
@@ -246,5 +246,7 @@ def _end(code: int | None) -> str:
     if code == worker.OUT_OF_MEMORY:
         return "MemoryError"
     if code is not None and code < 0:
-        return f"signal {-code} ({signal.Signals(-code).name})"
+        # Real-time signals have no names.
+        names = {number.value: f" ({number.name})" for number in signal.Signals}
+        return f"signal {-code}{names.get(-code, '')}"
     return f"exit code {0 if code == LEFT else code}"

@@ -71,8 +71,9 @@ class RewardPool:
             callee.check_deadline(self.batch_timeout if callee.spec.batched else timeout)
         self.workers = _default_workers() if workers is None else workers
         self.memory_gb, self.alarm_share, self.stop_after = memory_gb, alarm_share, stop_after
-        self._specs = _pickled([callee.spec for callee in self.callees])
-        self._main = _main_script([callee.spec for callee in self.callees])
+        specs = [callee.spec for callee in self.callees]
+        self._specs = _pickled(specs)
+        self._main = _main_script(specs, self._specs)
         self._one_at_a_time = threading.Lock()
         self._tasks = 0
         self._together = [1] * len(self.callees)
@@ -324,7 +325,8 @@ def _replay(
     for outcome in calls:
         for column, values in outcome.logs.extra:
             place = columns.setdefault(column, [None] * rows)
-            place[row : row + len(outcome.statuses)] = values[: len(outcome.statuses)]
+            size = len(outcome.statuses)
+            place[row : row + size] = (values + [None] * size)[:size]
         for name, value in outcome.logs.metrics:
             if log_metric is not None:
                 log_metric(name, value)
@@ -346,15 +348,22 @@ def _pickled(specs: list[RewardFunction]) -> list[bytes]:
     return found
 
 
-def _main_script(specs: list[RewardFunction]) -> str | None:
-    """The main script, if a function of it goes to workers, which then have to run it too."""
-    for spec in specs:
-        if not spec.in_process and getattr(spec.function, "__module__", "") == "__main__":
-            path = getattr(sys.modules["__main__"], "__file__", None)
+def _main_script(specs: list[RewardFunction], pickled: list[bytes]) -> tuple[str, bool] | None:
+    """The main script, if something of it goes to workers, which then have to run it too.
+
+    Returns:
+        Its path, or its name if it was started with `python -m`, and whether it was.
+    """
+    for spec, sent in zip(specs, pickled, strict=True):
+        if b"__main__" in sent:
+            main = sys.modules["__main__"]
+            if getattr(main, "__spec__", None) is not None:
+                return str(main.__spec__.name), True  # type: ignore[union-attr]
+            path = getattr(main, "__file__", None)
             if path is None or not os.path.isfile(path):
                 remedy = "put it into a module, or mark it `trusted` to run it in this process"
                 raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
-            return os.path.abspath(str(path))
+            return os.path.abspath(str(path)), False
     return None
 
 

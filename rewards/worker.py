@@ -30,7 +30,9 @@ _trace = -1
 _folder = Path()
 
 
-def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float, main: str | None) -> None:
+def start(
+    parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float, main: tuple[str, bool] | None
+) -> None:
     """Prepare this process: on its own, limited, with all functions loaded.
 
     A function that cannot be loaded fails at each call instead: a process that fails here would be started again and
@@ -42,7 +44,8 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
         folder: Where traces go.
         path: Where modules are found, as in the pool's process.
         gigabytes: Limit of the address space.
-        main: The main script, if a function belongs to it.
+        main: The main script, if a function belongs to it: its path, or its name if it was started as a module, and
+            whether it was.
     """
     global _trace, _folder
     _folder = Path(folder)
@@ -57,15 +60,16 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
     sys.path[:] = path
     _trace = os.open(Path(folder) / str(os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     faulthandler.enable(file=_trace)
-    trouble = _run_main(main) if main is not None else ""
+    trouble = _run_main(*main) if main is not None else ""
     _callees[:] = [_load(spec) if spec else "" for spec in specs] if not trouble else [trouble] * len(specs)
 
 
-def _run_main(path: str) -> str:
+def _run_main(place: str, is_module: bool) -> str:
     """Run the main script as a module under which its functions are found; say what went wrong, if anything."""
     module = ModuleType("__mp_main__")
     try:
-        module.__dict__.update(runpy.run_path(path, run_name="__mp_main__"))
+        run_it = runpy.run_module if is_module else runpy.run_path
+        module.__dict__.update(run_it(place, run_name="__mp_main__"))
     except BaseException:
         return traceback.format_exc()
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module

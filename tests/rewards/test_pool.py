@@ -67,6 +67,13 @@ def test_logs_are_replayed_in_order(make_pool: MakePool) -> None:
     pool.score(texts)  # nobody listens
 
 
+def test_logged_columns_have_one_value_per_completion(make_pool: MakePool) -> None:
+    seen: dict[str, list[Any]] = {}
+    pool = make_pool(RewardFunction(functions.logs_one_value, batched=True))
+    pool.score(["a", "b", "c"], log_extra=lambda column, values: seen.update({column: values}))
+    assert seen == {"few": ["first", None, None], "many": ["a", "b", "c"]}
+
+
 def test_what_cannot_travel_is_an_error_of_its_sample(make_pool: MakePool) -> None:
     pool = make_pool(functions.logs_what_cannot_travel, functions.count_words)
     batch = pool.score(["x"], answer=[lambda: None])
@@ -299,6 +306,35 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert "reward mine: it cannot be loaded in a worker" in done.stderr
     assert "put what a script does under `if __name__ == '__main__':`" in done.stderr
+
+
+PROGRAM = """
+from functools import partial
+
+from tokencredit.rewards import RewardPool
+
+from .part import factor
+
+
+def mine(completions, times):
+    return [float(times * factor) for _ in completions]
+
+
+if __name__ == "__main__":
+    with RewardPool([partial(mine, times=2)], workers=1) as pool:
+        print(pool.score(["x"]).values)
+"""
+
+
+@pytest.mark.parametrize("module", ["program.run", "program"])
+def test_a_part_of_a_function_of_a_program_that_is_started_as_a_module(module: str, tmp_path: Path) -> None:
+    (tmp_path / "program").mkdir()
+    for name, content in {"__init__": "", "part": "factor = 3", "run": PROGRAM, "__main__": PROGRAM}.items():
+        (tmp_path / "program" / f"{name}.py").write_text(content)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", module]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[[6.0]]\n", done.stderr
 
 
 def test_a_session_has_no_functions_to_send() -> None:

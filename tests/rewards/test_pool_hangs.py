@@ -89,6 +89,12 @@ def test_where_it_was_stuck_is_said(make_pool: MakePool) -> None:
     assert "rewards/worker.py" not in details[0] + details[1], "only the function's own frames"
 
 
+def test_any_signal_is_an_error(make_pool: MakePool) -> None:
+    batch = make_pool(functions.obey, timeout=20).score(["signal 6", "signal 9", "signal 40", "fine"])
+    assert [failure.kind for failure in batch.failures] == ["signal 6 (SIGABRT)", "signal 9 (SIGKILL)", "signal 40"]
+    assert batch.status[3] == ["ok"]
+
+
 def test_a_memory_bomb_alone_is_an_error(make_pool: MakePool) -> None:
     (failure,) = make_pool(functions.obey, timeout=20).score(["bomb"]).failures
     assert failure.kind == "MemoryError"
