@@ -12,7 +12,7 @@ from concurrent.futures import wait
 from itertools import zip_longest
 from typing import Any, Self
 
-from tokencredit.errors import InputError
+from tokencredit.errors import InputError, plain
 from tokencredit.rewards.batch import FAILED, NOT_BEGUN, Failure, RewardBatch, assemble
 from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.contract import Completion
@@ -254,7 +254,9 @@ class RewardPool:
             share = batch.failed_share(name, begun=not nothing_ran)
             if share > self.alarm_share and name not in self._alarmed:
                 slow = ", ".join(f"{who}[{row}] {seconds:.1f} s" for who, row, seconds in batch.slowest())
-                _log.warning("reward %s failed on %.0f %% of a batch; slowest: %s", name, 100 * share, slow)
+                _log.warning(
+                    "reward %s failed on %.0f %% of a batch; slowest: %s", plain(name), 100 * share, plain(slow)
+                )
             (self._alarmed.add if share > self.alarm_share else self._alarmed.discard)(name)
             self._whole_failures[name] = self._whole_failures[name] + 1 if share == 1 else 0
             if self._whole_failures[name] >= self.stop_after:
@@ -266,9 +268,9 @@ class RewardPool:
 
 
 def describe(failure: Failure) -> str:
-    """A failure as text: which function, which sample, what, and where."""
+    """A failure as text that steers no terminal: which function, which sample, what, and where."""
     head = f"reward {failure.function}, sample {failure.row}: {failure.status} ({failure.kind})"
-    return f"{head}\n{failure.detail}" if failure.detail else head
+    return plain(f"{head}\n{failure.detail}" if failure.detail else head)
 
 
 _QUICK = 0.02

@@ -75,6 +75,17 @@ def logs_and_obeys(completions: list[str], log_extra: Any, log_metric: Any) -> l
     return obey(completions)
 
 
+TITLE = "\x1b]0;mine\x07\u202e\ud800"
+
+
+def writes_to_the_terminal(completions: list[str], log_metric: Any, **columns: Any) -> list[float]:
+    """Raise and log what would change the title of a terminal, and worse."""
+    log_metric(TITLE, 1.0)
+    if completions == ["raise"]:
+        raise type(TITLE.replace("\ud800", ""), (Exception,), {})(TITLE)
+    return [1.0 for _ in completions]
+
+
 def logs_one_value(completions: list[str], log_extra: Any) -> list[float]:
     """For the first completion only; and of another column one too many."""
     log_extra("few", ["first"])

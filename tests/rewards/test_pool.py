@@ -200,7 +200,7 @@ def test_alarm_and_first_failures_are_logged_once(make_pool: MakePool, caplog: p
     first, second, alarm = caplog.messages
     assert first.startswith("reward obey, sample 1: error (ArithmeticError)\nTraceback")
     assert second.startswith("reward obey, sample 2: error (RewardError)")
-    assert alarm.startswith("reward obey failed on 60 % of a batch; slowest: obey[")
+    assert alarm.startswith("reward obey failed on 60% of a batch; slowest: obey[")
 
 
 def test_stops_when_batches_fail_whole(make_pool: MakePool) -> None:
