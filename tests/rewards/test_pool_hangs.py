@@ -26,7 +26,7 @@ GRACE = 5.0
 
 
 def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
-    pool = make_pool(functions.obey)
+    pool = make_pool(functions.obey, workers=4)
     texts = ["fine"] * 64
     for row, text in {3: "sleep", 9: "spin", 20: "exit", 33: "bomb", 50: "raise"}.items():
         texts[row] = text
@@ -34,7 +34,7 @@ def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
     assert pool._together == [16], "quick calls go to a worker together, and must not share each other's fate"
     start = time.monotonic()
     batch = pool.score(texts)
-    assert time.monotonic() - start < 3 * pool.timeout + GRACE, "three were stuck, two at a time"
+    assert time.monotonic() - start < pool.timeout + GRACE
     marked = {row: status[0] for row, status in enumerate(batch.status) if status != ["ok"]}
     # The memory runs out before the time does, unless the machine is busy.
     assert marked == {3: "timeout", 9: "timeout", 20: "error", 33: marked[33], 50: "error"}
@@ -46,7 +46,7 @@ def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
     assert kinds[33] in ("MemoryError", "deadline")
     assert kinds[50] == "ArithmeticError"
     assert {row for _, row, _ in batch.slowest(2)} <= {3, 9, 33}
-    assert wait_for(lambda: len(workers()) == 2), "at full strength"
+    assert wait_for(lambda: len(workers()) == 4), "at full strength"
     assert pool.score(["fine"] * 8).status == [["ok"]] * 8
 
 
@@ -192,18 +192,21 @@ def test_a_fork_that_ends_leaves_the_workers_alone(make_pool: MakePool) -> None:
 def test_thirty_stuck_batches_leak_nothing(make_pool: MakePool) -> None:
     pool = make_pool(functions.obey, timeout=0.2, batch_timeout=0.4)
     this = psutil.Process()
-    counts = []
-    for _ in range(30):
-        assert {status for (status,) in pool.score(["spin"] * 64).status} == {"timeout"}
+
+    def stuck(batches: int) -> tuple[int, int, int]:
+        """What this process holds after so many, once the pool is at full strength."""
+        for _ in range(batches):
+            assert {status for (status,) in pool.score(["spin"] * 64).status} == {"timeout"}
+        pool.score(["fine"])
+        assert wait_for(lambda: len(workers()) == 2)
         gc.collect()
-        counts.append((this.num_fds(), this.num_threads(), this.memory_info().rss))
-    assert wait_for(lambda: len(workers()) == 2)
+        return this.num_fds(), this.num_threads(), this.memory_info().rss
+
+    files, threads, memory = stuck(5)
+    found = stuck(25)
+    assert wait_for(lambda: this.num_fds() <= files and this.num_threads() <= threads), found
+    assert found[2] - memory < 8 * 2**20, "less than a third of a MiB a batch"
     assert len(list(pool._processes.folder.iterdir())) <= 5
-    files, threads, memory = zip(*counts[5:], strict=True)
-    # A pool that is being replaced holds a few more for a moment.
-    assert max(files[-5:]) <= max(files[:5]) + 4
-    assert max(threads[-5:]) <= max(threads[:5]) + 1
-    assert memory[-1] - memory[0] < 8 * 2**20, "less than a third of a MiB a batch"
 
 
 PARENT = """
