@@ -116,7 +116,7 @@ def _by_prefixes(tokenizer: Any, ids: Sequence[int], whole: str) -> Offsets:
     character is cut, and in between the tokens since then.
     """
     step = isqrt(len(ids)) + 1
-    offsets: Offsets = []
+    offsets: list[tuple[int, int]] = []
     context = first = reached = ahead = 0  # ahead: characters of the prefix that do not stay as they are
     while first < len(ids):
         last = _clean_cut(tokenizer, ids, first + step, first + 4 * step)

@@ -141,7 +141,13 @@ def run(
     """
     with tempfile.TemporaryFile() as stream, tempfile.TemporaryDirectory(prefix="tokencredit-code-") as folder:
         ended, ending = os.pipe()
-        job = {"program": program, "tests": tests, "input": given, "mark": mark, "limits": _rlimits(limits)}
+        job: dict[str, Any] = {
+            "program": program,
+            "tests": tests,
+            "input": given,
+            "mark": mark,
+            "limits": _rlimits(limits),
+        }
         job["ended"] = ending if mode == "rlimits" else None
         stream.write(json.dumps(job).encode())
         stream.seek(0)
