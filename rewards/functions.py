@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -247,3 +248,42 @@ def import_from_working_directory() -> None:
     """Let functions be found in the working directory; installed packages come first."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def pickled(specs: list[RewardFunction]) -> list[bytes]:
+    """Specifications for other processes; nothing for those that run in this one.
+
+    Raises:
+        InputError: One cannot be sent.
+    """
+    found = []
+    for spec in specs:
+        try:
+            found.append(pickle.dumps(spec) if not spec.in_process else b"")
+        except Exception as error:
+            problem = f"it cannot be sent to another process ({error})"
+            remedy = "define it at the top of a module, or mark it `trusted` to run it in this process"
+            raise InputError(f"reward {spec.name}", problem, remedy) from None
+    return found
+
+
+def main_script(specs: list[RewardFunction], sent: list[bytes]) -> tuple[str, bool] | None:
+    """The main script, if something of it goes to workers, which then have to run it too.
+
+    Returns:
+        Its path, or its name if it was started with `python -m`, and whether it was.
+
+    Raises:
+        InputError: There is no script, but a session.
+    """
+    for spec, content in zip(specs, sent, strict=True):
+        if b"__main__" in content:
+            main = sys.modules["__main__"]
+            if getattr(main, "__spec__", None) is not None:
+                return str(main.__spec__.name), True  # type: ignore[union-attr]
+            path = getattr(main, "__file__", None)
+            if path is None or not os.path.isfile(path):
+                remedy = "put it into a module, or mark it `trusted` to run it in this process"
+                raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
+            return os.path.abspath(str(path)), False
+    return None

@@ -25,6 +25,8 @@ OUT_OF_MEMORY = 87
 
 _CALLER = f'"{load.__code__.co_filename}"'
 
+_LOADING = b"loading"
+
 _callees: list[Callee | str] = []
 _trace = -1
 _folder = Path()
@@ -60,8 +62,15 @@ def start(
     sys.path[:] = path
     _trace = os.open(Path(folder) / str(os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     faulthandler.enable(file=_trace)
-    trouble = _run_main(*main) if main is not None else ""
-    _callees[:] = [_load(spec) if spec else "" for spec in specs] if not trouble else [trouble] * len(specs)
+    for place, spec in enumerate(specs):
+        _note(b"%s %d\n" % (_LOADING, place))
+        if main is not None and not place:
+            trouble = _run_main(*main)
+            if trouble:
+                _callees[:] = [trouble] * len(specs)
+                break
+        _callees.append(_load(spec) if spec else "")
+    _note(b"")
 
 
 def _run_main(place: str, is_module: bool) -> str:
@@ -173,9 +182,23 @@ def read_made(folder: Path, task: int) -> list[bytes]:
 
 
 def _begin_trace(task: int, place: int) -> None:
+    _note(b"%d %d %f\n" % (task, place, time.monotonic()))
+
+
+def _note(line: bytes) -> None:
+    """Write down what this process is about to do, instead of what it did before."""
     os.ftruncate(_trace, 0)
     os.lseek(_trace, 0, os.SEEK_SET)
-    os.write(_trace, b"%d %d %f\n" % (task, place, time.monotonic()))
+    os.write(_trace, line)
+
+
+def read_fall(folder: Path, pid: int) -> int | None:
+    """Place of the function that a worker was loading when it ended; -1 if it had not begun; None if it was ready."""
+    file = folder / str(pid)
+    if not file.is_file():
+        return -1
+    words = file.read_bytes().split(maxsplit=2)
+    return int(words[1]) if words[:1] == [_LOADING] else None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -165,6 +166,28 @@ def test_columns_may_be_arrays(make_pool: MakePool, kind: str) -> None:
     assert pool.score(["x"] * 3, answer=make([1.0, 2.0, 3.0])).values == [[1.0], [2.0], [3.0]]
     with pytest.raises(InputError, match="column 'answer': 2 values for 3 completions"):
         pool.score(["x"] * 3, answer=make([1.0, 2.0]))
+
+
+def test_closed_while_another_thread_scores(make_pool: MakePool) -> None:
+    pool = make_pool(functions.naps, timeout=30, batch_timeout=60)
+    pool.score(["0"])
+    found: list[Any] = []
+
+    def score() -> None:
+        try:
+            found.append(pool.score(["30"] * 4))
+        except InputError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=score)
+    thread.start()
+    time.sleep(0.5)
+    start = time.monotonic()
+    pool.close()
+    thread.join(10)
+    assert time.monotonic() - start < 10
+    assert found == ["RewardPool: it was closed while it scored; close it after its last batch"]
+    assert pool.score(["0"]).status == [["ok"]], "another batch starts new workers"
 
 
 def test_too_few_rewards_are_an_error(make_pool: MakePool) -> None:
@@ -341,6 +364,24 @@ def test_a_session_has_no_functions_to_send() -> None:
     session = "from tokencredit.rewards import RewardPool\ndef mine(completions):\n    return [1.0]\nRewardPool([mine])"
     done = subprocess.run([sys.executable, "-c", session], capture_output=True, text=True, timeout=60)
     assert "reward mine: it is defined in an interactive session; put it into a module, or mark it" in done.stderr
+
+
+@pytest.mark.parametrize(("end", "words"), [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
+def test_a_module_that_ends_its_worker(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, words: str
+) -> None:
+    """Said in one line, and not tried for ever."""
+    name = f"ends_its_worker_{len(words)}"
+    lines = ("import os", f"if 'TOKENCREDIT_REWARD_WORKER' in os.environ: {end}", "def mine(completions): return [1.0]")
+    (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = make_pool(functions.count_words, f"{name}:mine")
+    start = time.monotonic()
+    message = rf"reward mine: it cannot be loaded in a worker \(it ends when the module is imported: .*{words}"
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            pool.score(["x"])
+    assert time.monotonic() - start < 60
 
 
 def test_a_module_that_only_this_process_finds(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,10 @@ def test_a_stuck_call_takes_no_others_along_at_the_batch_deadline(make_pool: Mak
 def test_a_stuck_function_does_not_put_the_blame_on_another(make_pool: MakePool) -> None:
     pool = make_pool(functions.naps, functions.count_words, timeout=5, batch_timeout=1, stop_after=2)
     pool.score(["0"])
-    pool.score(["60"] * 16)
+    batch = pool.score(["60"] * 16)
+    no_turn = [failure for failure in batch.failures if failure.kind == "batch deadline, not begun"]
+    assert {failure.function for failure in no_turn} == {"naps", "count_words"}
+    assert all(re.fullmatch(r"(9\d|100)% of the time went to reward naps", failure.detail) for failure in no_turn)
     with pytest.raises(InputError, match="reward naps: it failed on every sample"):
         pool.score(["60"] * 16)
     assert pool._whole_failures["count_words"] == 0
