@@ -97,7 +97,8 @@ class Callee:
         """
         name = split_name(self.spec.function)[0]
         argument = BUILTIN[name].bounded_by if name in BUILTIN else ""
-        seconds = inspect.signature(self.call).parameters[argument].default if argument else 0
+        parameter = inspect.signature(self.call).parameters.get(argument)
+        seconds = parameter.default if parameter is not None else 0
         if seconds >= deadline:
             problem = f"{seconds:g} s are not less than the {deadline:g} s after which the pool kills it"
             raise InputError(

@@ -228,7 +228,8 @@ def _end(process: subprocess.Popen[bytes], folder: str | None) -> None:
             _kill(left)
             if not left:
                 break
-        if process.poll():  # the program killed its keeper
+        # A keeper with nothing below it ends; one that ends otherwise was killed by the program.
+        if _exits(process, 1.0) and process.returncode:
             _kill(_with_home(folder))
     left = _below(process)
     with contextlib.suppress(ProcessLookupError):
