@@ -228,9 +228,9 @@ print("ready", flush=True)
 
 
 @pytest.mark.parametrize("end", ["time.sleep(60)", "raise SystemExit", "pool.close()", "os._exit(0)"])
-def test_workers_end_with_the_process_that_started_them(end: str) -> None:
+def test_workers_end_with_the_process_that_started_them(end: str, tmp_path: Path) -> None:
     """Even those that spin in C, and even if it is killed."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", PARENT.format(end=end)]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
