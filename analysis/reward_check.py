@@ -13,7 +13,7 @@ from tokencredit.analysis.terminal import show, visible
 from tokencredit.analysis.token_view import Column, Response, TokenView, short
 from tokencredit.data.pieces import offsets_within, sampled_offsets, span_values
 from tokencredit.data.spans import token_offsets
-from tokencredit.errors import InputError
+from tokencredit.errors import InputError, plain
 from tokencredit.rewards import Reward, RewardBatch, RewardPool
 from tokencredit.rewards.batch import joined
 from tokencredit.rewards.contract import text_of
@@ -92,9 +92,9 @@ def print_check(
         console.print()
     console.print(_summary(checked))
     for name, values in checked.metrics.items():
-        console.print(f"logged {name}: {short(sum(values) / len(values))}", markup=False)
+        console.print(f"logged {plain(name)}: {short(sum(values) / len(values))}", markup=False)
     slowest = ", ".join(f"{name}[{row}] {seconds:.3f} s" for name, row, seconds in checked.batch.slowest())
-    console.print(f"slowest: {slowest}", markup=False)
+    console.print(f"slowest: {plain(slowest)}", markup=False)
     for failure in checked.batch.first_failures():
         console.print()
         console.print(Text(describe(failure)))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any
 
 from tokencredit.errors import InputError
 
@@ -44,7 +44,8 @@ def json_values(text: str) -> list[JsonValue]:
 
     Raises:
         ValueError: The text is not JSON, holds NaN or an infinity literal, or is nested deeper than the
-            interpreter's recursion limit allows.
+            interpreter's recursion limit allows. All but the last are `json.JSONDecodeError`s, whose `pos` is where the
+            text stops being JSON: its end, if it is cut off.
     """
     try:
         values, end = _scan(text, _skip(text, 0), ())
@@ -85,12 +86,10 @@ def _fits(path: tuple[str | int, ...], steps: list[str | int | None]) -> bool:
     )
 
 
-def _refuse(literal: str) -> NoReturn:
-    raise ValueError(f"{literal} is not JSON")
-
-
 # Strings, numbers and literals are read by the standard library, so they cannot be read differently here.
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+_DECODER = json.JSONDecoder()
+_NO_JSON = ("NaN", "Infinity", "-Infinity")
+_LITERALS = ("true", "false", "null")
 
 
 def _skip(text: str, at: int) -> int:
@@ -106,9 +105,21 @@ def _scan(text: str, at: int, path: tuple[str | int, ...]) -> tuple[list[JsonVal
         return _scan_object(text, at, path)
     if opening == "[":
         return _scan_array(text, at, path)
-    value, end = _DECODER.raw_decode(text, at)
+    value, end = _scalar(text, at)
     quotes = int(opening == '"')
     return [JsonValue(path, value, at + quotes, end - quotes)], end
+
+
+def _scalar(text: str, at: int) -> tuple[Any, int]:
+    for literal in _NO_JSON:
+        if text.startswith(literal, at):
+            raise json.JSONDecodeError(f"{literal} is not JSON", text, at)
+    try:
+        return _DECODER.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        # Of a string without an end the standard library names the beginning.
+        cut = text.startswith('"', at) or any(literal.startswith(text[at:]) for literal in _LITERALS)
+        raise json.JSONDecodeError(error.msg, text, len(text) if cut and error.pos == at else error.pos) from None
 
 
 def _scan_array(text: str, start: int, path: tuple[str | int, ...]) -> tuple[list[JsonValue], int]:
@@ -141,7 +152,7 @@ def _scan_key(text: str, at: int) -> tuple[str, int]:
     """Read `"key":` and return the key and the position after the colon."""
     if not text.startswith('"', at):
         raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
-    key, end = _DECODER.raw_decode(text, at)
+    key, end = _scalar(text, at)
     end = _skip(text, end)
     if not text.startswith(":", end):
         raise json.JSONDecodeError("Expecting ':' delimiter", text, end)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import takewhile
+from math import isqrt
 from typing import Any, Protocol
 
 from tokencredit.data.spans import Offsets, tokens_of
@@ -89,11 +90,11 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 def _by_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, Offsets]:
     """Decode each token after the few before it: as many steps as tokens."""
     text, offsets = "", []
-    settled = 0  # tokens whose characters are all complete; they wrote `text`
+    settled = [0]  # places where the characters of all tokens before are complete; those before the last wrote `text`
     reached, idle = 0, 0
     for place in range(len(ids)):
-        first = max(0, settled - _CONTEXT)
-        before = _decode(tokenizer, ids[first:settled])
+        first = next((at for at in reversed(settled) if settled[-1] - at >= _CONTEXT), 0)
+        before = _decode(tokenizer, ids[first : settled[-1]])
         piece = _decode(tokenizer, ids[first : place + 1])[len(before) :]
         finished = len(piece.rstrip(_UNFINISHED))
         idle = idle + 1 if len(text) + finished == reached else 1
@@ -103,19 +104,41 @@ def _by_pieces(tokenizer: Any, ids: Sequence[int]) -> tuple[str, Offsets]:
         offsets.append((reached, len(text) + finished + int(unfinished)))
         reached = len(text) + finished
         if not unfinished:
-            text, settled, idle = text + piece, place + 1, 0
+            text, idle = text + piece, 0
+            settled.append(place + 1)
     return text, offsets
 
 
 def _by_prefixes(tokenizer: Any, ids: Sequence[int], whole: str) -> Offsets:
-    """Decode every prefix, for decoders in which a token changes what more than the last few wrote."""
-    offsets, reached = [], 0
-    for place in range(len(ids)):
-        prefix = _decode(tokenizer, ids[: place + 1])
-        common = max(reached, _shared(prefix, whole))
-        offsets.append((reached, min(len(whole), common + int(common < len(prefix)))))
-        reached = common
+    """For decoders in which a token changes what more than the last few wrote, from the text of whole prefixes.
+
+    Decoding every prefix takes a time that grows with the square of T. So it is about every √T-th one, where no
+    character is cut, and in between the tokens since then.
+    """
+    step = isqrt(len(ids)) + 1
+    offsets: list[tuple[int, int]] = []
+    context = first = reached = ahead = 0  # ahead: characters of the prefix that do not stay as they are
+    while first < len(ids):
+        last = _clean_cut(tokenizer, ids, first + step, first + 4 * step)
+        prefix = _decode(tokenizer, ids[:last])
+        exact = max(reached, _shared(prefix, whole))
+        base, known = reached, max(0, len(_decode(tokenizer, ids[context:first])) - ahead)
+        for place in range(first, last):
+            text = prefix[base:] if place + 1 == last else _decode(tokenizer, ids[context : place + 1])[known:]
+            common = base + _shared(text, whole[base : base + len(text)])
+            common = exact if place + 1 == last else min(exact, max(reached, common))
+            offsets.append((reached, min(len(whole), common + int(common < base + len(text)))))
+            reached = common
+        context, first, ahead = first, last, len(prefix) - reached
     return offsets
+
+
+def _clean_cut(tokenizer: Any, ids: Sequence[int], wanted: int, latest: int) -> int:
+    """The first place from one on between tokens that are characters by themselves, or the latest."""
+    for place in range(wanted, min(latest, len(ids))):
+        if all(_UNFINISHED not in _decode(tokenizer, [token]) for token in ids[place - 1 : place + 1]):
+            return place
+    return min(latest, len(ids))
 
 
 def _shared(a: str, b: str) -> int:

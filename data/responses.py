@@ -15,7 +15,6 @@ def response_offsets(
     tokenizer: Any,
     prompt: str | Messages,
     response: str | Messages,
-    prompt_ids: list[int],
     response_ids: list[int],
     **template: Any,
 ) -> tuple[str, Offsets]:
@@ -29,7 +28,6 @@ def response_offsets(
         prompt: Plain text, or chat messages.
         response: Plain text (a final end-of-text token is not part of the text returned), or chat messages, of which
             the last one's content is the text.
-        prompt_ids: The ids before the cut.
         response_ids: The ids after the cut.
         **template: Keyword arguments of the chat template.
 
@@ -59,13 +57,15 @@ def response_offsets(
     if begin < 0:
         problem = f"the chat template changes the response {text[:40]!r}"
         raise InputError("token_weights", problem, "give it without outer white space")
-    if list(encoded["input_ids"]) != [*prompt_ids, *response_ids]:
+    # From the end: a template that writes the date gives another prompt than the one that was tokenised before.
+    first = len(encoded["input_ids"]) - len(response_ids)
+    if first < 0 or list(encoded["input_ids"][first:]) != list(response_ids):
         raise InputError(
             "token_weights",
             f"the ids of the response {text[:40]!r} are not those of its text",
             "give the data as text, not as ids of another tokenizer",
         )
-    ranges = encoded["offset_mapping"][len(prompt_ids) :]
+    ranges = encoded["offset_mapping"][first:]
     last = len(text)
     return text, [(min(max(start - begin, 0), last), min(max(end - begin, 0), last)) for start, end in ranges]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from rich.table import Table
 
 from tokencredit.analysis import page
@@ -81,6 +82,8 @@ def reward(
         shuffle: Deal the rewards of each response out at random, by this seed.
         from_dpo: Take what this model implies instead, see `tokencredit.analysis.other_rewards.dpo_rewards`.
     """
+    if not isinstance(data.train, Dataset):
+        raise InputError("dataset_streaming", "token rewards are computed of the whole data", "load it whole")
     columns = next(iter(data.train)).keys()
     if limit is not None or from_dpo is not None:
         rows = len(data.train) if limit is None else min(limit, len(data.train))

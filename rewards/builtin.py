@@ -22,6 +22,8 @@ class Builtin:
         needs: The package it needs besides ours.
         checked: The function of its module that refuses what cannot run, called with where it stands and the arguments.
         cannot_hang: Whether it runs in the process that scores.
+        only_in_workers: Why it may never run there, if it may not.
+        bounded_by: Its argument that says after how many seconds it ends by itself.
     """
 
     title: str
@@ -29,6 +31,8 @@ class Builtin:
     needs: str | None = None
     checked: str | None = None
     cannot_hang: bool = False
+    only_in_workers: str = ""
+    bounded_by: str = ""
 
     @property
     def available(self) -> bool:
@@ -81,6 +85,8 @@ BUILTIN = {
         "Python programs against unit tests in a sandbox; columns: tests",
         "tokencredit.rewards.code:code",
         checked="check",
+        only_in_workers="programs of a model are not run by the training process",
+        bounded_by="seconds",
     ),
     "reasoning_gym": Builtin(
         "reasoning_gym:<task>, the answer scored by its task; columns: answer, metadata",

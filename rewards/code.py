@@ -14,7 +14,8 @@ from tokencredit.rewards.sandbox import Limits, Mode, require, run
 
 Test = str | Mapping[str, str]
 
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*")
+_PYTHON = {"python", "py", "python3"}
 
 
 def code(
@@ -30,7 +31,8 @@ def code(
 ) -> list[float | None]:
     """The share of its tests that a program passes; None for a row without tests.
 
-    The program is the last fenced block of the answer, or the whole text. A program that runs too long, is killed or
+    The program is the last fenced block of the answer that is marked as Python, else the last that is not marked, else
+    the whole text. A program that runs too long, is killed or
     raises fails the tests that it has not passed: that is what it is worth, and no failure of the reward.
 
     Args:
@@ -39,7 +41,7 @@ def code(
             (`assert add(1, 2) == 3`); `{"input": …, "output": …}` runs the program with that standard input and
             compares what it prints, ignoring white space at the ends of lines and of the text.
         sandbox: `bubblewrap`, or `rlimits` where that cannot be had.
-        seconds: For all tests of an answer together; keep it below the pool's `timeout`.
+        seconds: For all tests of an answer together; less than the pool's `timeout`.
         memory_mb: Address space of each process.
         disk_mb: Of a file; with bubblewrap of all files.
         processes: At a time.
@@ -65,9 +67,30 @@ def check(where: str, arguments: dict[str, Any]) -> None:
 
 
 def program_of(text: str) -> str:
-    """The last fenced block of a text, or all of it."""
-    blocks = _BLOCK.findall(text)
-    return str(blocks[-1]) if blocks else text
+    """The last fenced block that is marked as Python, else the last that is not marked, else the whole text."""
+    blocks = _blocks(text)
+    for wanted in (_PYTHON, {""}):
+        for tag, block in reversed(blocks):
+            if tag in wanted:
+                return block
+    return text
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """Mark and content of each fenced block, as in Markdown; one that is cut off goes to the end of the text."""
+    found: list[tuple[str, list[str]]] = []
+    indent = fence = ""
+    for line in text.splitlines(keepends=True):
+        if fence:
+            closing = line.strip()
+            if closing.startswith(fence) and not closing.strip(fence[0]):
+                fence = ""
+            else:
+                found[-1][1].append(line.removeprefix(indent))
+        elif match := _FENCE.fullmatch(line):
+            indent, fence = match[1], match[2]
+            found.append((match[3].lower(), []))
+    return [(tag, "".join(lines)) for tag, lines in found]
 
 
 def _passed(program: str, tests: Sequence[Test], sandbox: Mode, limits: Limits) -> float | None:

@@ -1,5 +1,6 @@
 """The worker processes of a pool: started, given calls, asked what became of them, killed."""
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -9,7 +10,8 @@ import tempfile
 import threading
 import time
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +63,19 @@ class Job:
 
 
 class _Manager(PoolManager):
-    """Pebble's, but patient with the news of a worker that died at once.
+    """Pebble's, but patient with the news of a worker that died at once, and not with workers that never get ready.
 
     A worker says which task it has taken, and its death may be seen before that is read. Pebble would then give the
-    task up for its deadline only, or, if no other task runs, declare the whole pool broken.
+    task up for its deadline only, or, if no other task runs, declare the whole pool broken. Those that die before they
+    take one it would replace for ever.
     """
+
+    def __init__(self, pool: ProcessPool, context: Context, folder: Path) -> None:
+        super().__init__(pool._context, context)
+        self._folder = folder
+        self._falls: list[float] = []
+        self.fall: tuple[int, str] | None = None
+        """If workers do not get ready: place of the function that they were loading (or -1), and how they ended."""
 
     def find_expired_task(self, worker_id: int) -> Task:
         for _ in range(_LOOKS):
@@ -75,11 +85,24 @@ class _Manager(PoolManager):
             time.sleep(0.01)
         raise LookupError("it had no task")
 
+    def handle_worker_expiration(self, expiration: tuple[int, int | None]) -> None:
+        pid, code = expiration
+        place = worker.read_fall(self._folder, pid)
+        if place is None:
+            super().handle_worker_expiration(expiration)
+            return
+        now = time.monotonic()
+        self._falls = [*(fall for fall in self._falls if now - fall < START_SECONDS), now]
+        if len(self._falls) > 2 * self.context.workers:
+            self.fall = place, _end(code)
+            raise BrokenProcessPool(f"workers end before they are ready: {_end(code)}")
+
 
 class Processes:
     """The worker processes, from their start to their end."""
 
-    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, main: str | None) -> None:
+    def __init__(self, specs: list[bytes], workers: int, memory_gb: float, main: tuple[str, bool] | None) -> None:
+        self._owner = os.getpid()
         self.folder = Path(tempfile.mkdtemp(prefix="tokencredit-rewards-"))
         (self.folder / worker.TEMPORARY).mkdir()
         context = Context()
@@ -89,7 +112,8 @@ class Processes:
             initargs=(os.getpid(), specs, str(self.folder), _import_path(), memory_gb, main),
             context=context,
         )
-        self._pool._pool_manager = _Manager(self._pool._context, context)
+        self._manager = self._pool._pool_manager = _Manager(self._pool, context, self.folder)
+        self._functions = len(specs)
         self._ready: Future[list[str]] = Future()
         self._over = threading.Event()
         self._finalizer = weakref.finalize(self, _close, os.getpid(), self._pool, self.folder, self._over)
@@ -100,7 +124,17 @@ class Processes:
     @property
     def healthy(self) -> bool:
         """Whether it takes tasks, or is about to."""
-        return not self._ready.done() or bool(self._pool.active)
+        return not self.closed and (not self._ready.done() or bool(self._pool.active))
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, if only just now, from another thread."""
+        return not self._finalizer.alive
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a fork of the one whose workers these are."""
+        return os.getpid() != self._owner
 
     def wait_until_ready(self) -> list[str]:
         """Wait for the first worker.
@@ -109,10 +143,21 @@ class Processes:
             Per function why it could not be loaded there, or "".
 
         Raises:
-            InputError: There is none in time.
+            InputError: There is none in time, all end before they are ready, or it was closed meanwhile.
         """
         try:
             return self._ready.result(timeout=START_SECONDS)
+        except RuntimeError:
+            if self.closed:
+                raise closed_meanwhile() from None
+            if self._manager.fall is None:
+                raise
+            guilty, end = self._manager.fall
+            if guilty < 0:
+                problem = f"workers end before they are ready ({end})"
+                raise InputError("rewards", problem, "raise memory_gb, or look for what kills them") from None
+            reason = f"it ends when the module is imported: {end}"
+            return [reason if place == guilty else "" for place in range(self._functions)]
         except TimeoutError:
             problem = f"no worker was ready after {START_SECONDS:.0f} s"
             raise InputError(
@@ -194,6 +239,13 @@ class Processes:
 
     def close(self) -> None:
         self._finalizer()
+        with contextlib.suppress(InvalidStateError):
+            self._ready.set_exception(RuntimeError("the pool was closed"))
+
+
+def closed_meanwhile() -> InputError:
+    """What a thread gets that waits for a batch while another closes the pool."""
+    return InputError("RewardPool", "it was closed while it scored", "close it after its last batch")
 
 
 def _packed(part: dict[str, Any]) -> bytes:
@@ -221,10 +273,11 @@ def _keep(pool: ProcessPool, ready: "Future[list[str]]", over: threading.Event) 
 
 def _pass_on(done: "Future[list[str]]", to: "Future[list[str]]") -> None:
     error = done.exception() if not done.cancelled() else RuntimeError("the pool was closed")
-    if error is not None:
-        to.set_exception(error)
-    else:
-        to.set_result(done.result())
+    with contextlib.suppress(InvalidStateError):  # it was closed
+        if error is not None:
+            to.set_exception(error)
+        else:
+            to.set_result(done.result())
 
 
 def _close(owner: int, pool: ProcessPool, folder: Path, over: threading.Event) -> None:
@@ -246,5 +299,7 @@ def _end(code: int | None) -> str:
     if code == worker.OUT_OF_MEMORY:
         return "MemoryError"
     if code is not None and code < 0:
-        return f"signal {-code} ({signal.Signals(-code).name})"
+        # Real-time signals have no names.
+        names = {number.value: f" ({number.name})" for number in signal.Signals}
+        return f"signal {-code}{names.get(-code, '')}"
     return f"exit code {0 if code == LEFT else code}"

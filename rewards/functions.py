@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import os
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,6 +88,22 @@ class Callee:
             for name, value in columns.items()
             if name in wanted or (self.takes_all and isinstance(value, list))
         }
+
+    def check_deadline(self, deadline: float) -> None:
+        """Refuse one that does not leave a built-in the time that it gives what it runs.
+
+        Raises:
+            InputError: Naming the argument.
+        """
+        name = split_name(self.spec.function)[0]
+        argument = BUILTIN[name].bounded_by if name in BUILTIN else ""
+        parameter = inspect.signature(self.call).parameters.get(argument)
+        seconds = parameter.default if parameter is not None else 0
+        if seconds >= deadline:
+            problem = f"{seconds:g} s are not less than the {deadline:g} s after which the pool kills it"
+            raise InputError(
+                f"reward {self.spec.name}.arguments.{argument}", problem, "lower it, or raise the deadline"
+            )
 
     def pick(self, columns: Mapping[str, Any], loggers: Mapping[str, Function]) -> dict[str, Any]:
         """The keyword arguments of a call.
@@ -209,6 +226,8 @@ def _check(spec: RewardFunction, arguments: dict[str, Any]) -> None:
     """Let a built-in refuse what it cannot do before anything runs."""
     name = split_name(spec.function)[0] if isinstance(spec.function, str) else None
     if name in BUILTIN:
+        if spec.trusted and BUILTIN[name].only_in_workers:
+            raise InputError(f"reward {spec.name}.trusted", BUILTIN[name].only_in_workers, "leave it out")
         BUILTIN[name].check(f"reward {spec.name}", arguments)
 
 
@@ -230,3 +249,42 @@ def import_from_working_directory() -> None:
     """Let functions be found in the working directory; installed packages come first."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def pickled(specs: list[RewardFunction]) -> list[bytes]:
+    """Specifications for other processes; nothing for those that run in this one.
+
+    Raises:
+        InputError: One cannot be sent.
+    """
+    found = []
+    for spec in specs:
+        try:
+            found.append(pickle.dumps(spec) if not spec.in_process else b"")
+        except Exception as error:
+            problem = f"it cannot be sent to another process ({error})"
+            remedy = "define it at the top of a module, or mark it `trusted` to run it in this process"
+            raise InputError(f"reward {spec.name}", problem, remedy) from None
+    return found
+
+
+def main_script(specs: list[RewardFunction], sent: list[bytes]) -> tuple[str, bool] | None:
+    """The main script, if something of it goes to workers, which then have to run it too.
+
+    Returns:
+        Its path, or its name if it was started with `python -m`, and whether it was.
+
+    Raises:
+        InputError: There is no script, but a session.
+    """
+    for spec, content in zip(specs, sent, strict=True):
+        if b"__main__" in content:
+            main = sys.modules["__main__"]
+            if getattr(main, "__spec__", None) is not None:
+                return str(main.__spec__.name), True  # type: ignore[union-attr]
+            path = getattr(main, "__file__", None)
+            if path is None or not os.path.isfile(path):
+                remedy = "put it into a module, or mark it `trusted` to run it in this process"
+                raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
+            return os.path.abspath(str(path)), False
+    return None

@@ -24,7 +24,8 @@ def json_records(
 
     The score is 0 for what is not strict JSON with a list of objects (or an object whose single field is one), else
     `validity` + (1 − `validity`) · F1 over the fields. Records are matched one-to-one, in any order: those with most
-    equal fields first, at least one; nearer places first among equals. A field counts if its key and value are equal.
+    equal fields first, at least one; nearer places first among equals. A field counts if its key and value are equal;
+    `{}` counts as a record with one field, itself.
 
     What was lost has spans whose values add up to at most `penalty` below zero, each −`penalty` / n where n is the
     number of gold and written fields, matched ones counted once:
@@ -37,7 +38,7 @@ def json_records(
     Args:
         completions: The answers.
         records: The gold records, as lists or as JSON text; a column of another name is given as `columns: {records:
-            <column>}`.
+            <column>}`. In lists a field that is None is not asked for: datasets fill in what a row lacks.
         validity: What valid JSON without any right field is worth.
         penalty: What the spans of an answer with nothing right add up to.
         **columns: Are not used.
@@ -60,6 +61,10 @@ def check(where: str, arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         if name in ("validity", "penalty") and not (isinstance(value, (int, float)) and 0 <= value <= 1):
             raise InputError(f"{where}.arguments.{name}", f"{value!r} is not between 0 and 1", "give a share")
+
+
+_ITSELF = ""
+"""Key under which a record without fields stands for itself, so that it is neither right nor wrong for free."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,9 @@ def _records(values: Sequence[JsonValue], listed: JsonValue) -> list[_Written]:
     for value in inside:
         if len(value.path) == depth + 2:
             records[int(value.path[depth])].fields[str(value.path[-1])] = value
+    for record in records:
+        if not record.fields:
+            record.fields[_ITSELF] = record.whole
     return records
 
 
@@ -158,17 +166,21 @@ def _stopped(text: str, at: int, penalty: float) -> list[ValueSpan]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equality of JSON values, in which true is not 1."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    return bool(a == b)
+    """Equality of JSON values, in which true is not 1, however deep."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
 def _gold(records: str | Sequence[Record]) -> Sequence[Record]:
+    written = isinstance(records, str)
     found = json.loads(records) if isinstance(records, str) else records
     if isinstance(found, Mapping) and len(found) == 1:
         (found,) = found.values()
     if not isinstance(found, list) or not all(isinstance(record, Mapping) for record in found):
         raise InputError("records", f"{str(found)[:80]!r} is no list of gold records", "name another column")
-    # Datasets fill the keys that a row does not have with None.
-    return [{key: value for key, value in record.items() if value is not None} for record in found]
+    # Datasets fill the keys that a row does not have with None; in text a null was written.
+    asked = [{key: value for key, value in record.items() if written or value is not None} for record in found]
+    return [record or {_ITSELF: {}} for record in asked]

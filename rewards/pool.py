@@ -1,9 +1,8 @@
 """Reward functions in processes of their own, under deadlines."""
 
 import logging
+import math
 import os
-import pickle
-import sys
 import threading
 import time
 from collections import Counter
@@ -12,12 +11,12 @@ from concurrent.futures import wait
 from itertools import zip_longest
 from typing import Any, Self
 
-from tokencredit.errors import InputError
+from tokencredit.errors import InputError, plain
 from tokencredit.rewards.batch import FAILED, NOT_BEGUN, Failure, RewardBatch, assemble
 from tokencredit.rewards.call import Outcome, call, failed
 from tokencredit.rewards.contract import Completion
-from tokencredit.rewards.executor import Job, Processes
-from tokencredit.rewards.functions import Callee, Function, RewardFunction, load, named
+from tokencredit.rewards.executor import Job, Processes, closed_meanwhile
+from tokencredit.rewards.functions import Callee, Function, RewardFunction, load, main_script, named, pickled
 from tokencredit.rewards.processes import IN_WORKER
 
 _log = logging.getLogger("tokencredit")
@@ -67,11 +66,14 @@ class RewardPool:
         self.names = [callee.spec.name for callee in self.callees]
         self.timeout = timeout
         self.batch_timeout = 10 * timeout if batch_timeout is None else batch_timeout
+        for callee in self.callees:
+            callee.check_deadline(self.batch_timeout if callee.spec.batched else timeout)
         self.workers = _default_workers() if workers is None else workers
         self.memory_gb, self.alarm_share, self.stop_after = memory_gb, alarm_share, stop_after
-        self._specs = _pickled([callee.spec for callee in self.callees])
-        self._main = _main_script([callee.spec for callee in self.callees])
-        self._one_at_a_time = threading.Lock()
+        specs = [callee.spec for callee in self.callees]
+        self._specs = pickled(specs)
+        self._main = main_script(specs, self._specs)
+        self._one_at_a_time = threading.RLock()  # a signal's handler may close it in the midst of a batch
         self._tasks = 0
         self._together = [1] * len(self.callees)
         self._whole_failures: Counter[str] = Counter()
@@ -119,10 +121,23 @@ class RewardPool:
         return batch
 
     def close(self) -> None:
-        """Kill the workers. Another batch would start new ones."""
+        """Kill the workers. A batch that is being scored in another thread ends; another batch would start new ones."""
+        processes = self._processes
+        if processes is not None and not processes.inherited:
+            processes.close()
+            with self._one_at_a_time:
+                self._stop()
+
+    def _stop(self) -> None:
         if self._processes is not None:
             self._processes.close()
             self._processes = None
+
+    @property
+    def _running(self) -> Processes:
+        if self._processes is None or self._processes.closed:
+            raise closed_meanwhile()
+        return self._processes
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +148,7 @@ class RewardPool:
     def _start(self) -> None:
         """Have workers, if any function needs them; they get ready while something else goes on."""
         if self._processes is not None and not self._processes.healthy:
-            self.close()
+            self._stop()
         if self._processes is None and any(not callee.spec.in_process for callee in self.callees):
             self._processes = Processes(self._specs, self.workers, self.memory_gb, self._main)
 
@@ -155,11 +170,21 @@ class RewardPool:
         finally:
             if not clean:
                 # Nothing of this batch may still run, or wait to run, when the next one comes.
-                self.close()
+                self._stop()
         self._start()
+        self._name_the_slow(there)
         for i, outcomes in there.items():
             self._together[i] = _how_many_together(outcomes)
         return [(here | there)[i] for i in range(len(self.callees))]
+
+    def _name_the_slow(self, outcomes: dict[int, list[Outcome]]) -> None:
+        """Say of what had no turn which function had used the time."""
+        spent = {i: math.fsum(outcome.seconds for outcome in calls) for i, calls in outcomes.items()}
+        total = math.fsum(spent.values())
+        for outcome in (outcome for calls in outcomes.values() for outcome in calls if outcome.kind == NOT_BEGUN):
+            slow = max(spent, key=spent.__getitem__)
+            if total:
+                outcome.detail = f"{spent[slow] / total:.0%} of the time went to reward {self.names[slow]}"
 
     def _check_loaded(self, reasons: list[str]) -> None:
         for name, reason in zip(self.names, reasons, strict=True):
@@ -175,14 +200,12 @@ class RewardPool:
         """Send the calls of all functions, by turns: one that is stuck is not to use up the time of the others."""
         tasks = {i: self._tasks_of(i, columns, rows) for i, _ in self._numbered(in_process=False)}
         jobs: dict[int, list[Job]] = {i: [] for i in tasks}
-        assert self._processes is not None or not tasks
         for turn in zip_longest(*tasks.values()):
             for i, parts in zip(tasks, turn, strict=True):
                 if parts is not None:
                     self._tasks += 1
                     timeout = self.batch_timeout if self.callees[i].spec.batched else self.timeout
-                    assert self._processes is not None
-                    jobs[i].append(self._processes.submit(self._tasks, i, parts, timeout, end))
+                    jobs[i].append(self._running.submit(self._tasks, i, parts, timeout, end))
         return jobs
 
     def _tasks_of(self, place: int, columns: dict[str, Any], rows: int) -> list[list[dict[str, Any]]]:
@@ -202,6 +225,7 @@ class RewardPool:
         waiting = list(jobs)
         while waiting and (left := end - time.monotonic()) > 0:
             wait([job.future for job in waiting], timeout=min(left, _LOOK_SECONDS))
+            _ = self._running  # or it ends here
             again = self._again(waiting, alone, end)
             waiting = [job for job in waiting if not job.future.done()] + again
         late = {job.task for job in waiting if not job.future.done()}
@@ -219,19 +243,17 @@ class RewardPool:
         }, clean
 
     def _fate(self, job: Job, late: set[int]) -> list[Outcome | None]:
-        assert self._processes is not None
-        return list(self._processes.late(job) if job.task in late else self._processes.outcomes(job))
+        return list(self._running.late(job) if job.task in late else self._running.outcomes(job))
 
     def _again(self, jobs: list[Job], alone: dict[tuple[int, int], Job], end: float) -> list[Job]:
         """Send the calls that will not be made otherwise, each alone, once."""
-        assert self._processes is not None
         found = []
         for job in jobs:
-            for place in self._processes.unmade(job):
+            for place in self._running.unmade(job):
                 if len(job.calls) > 1 and (job.task, place) not in alone:
                     self._tasks += 1
                     calls, rows = [job.calls[place]], [job.rows[place]]
-                    single = self._processes.send(self._tasks, job.function, calls, rows, job.timeout, end)
+                    single = self._running.send(self._tasks, job.function, calls, rows, job.timeout, end)
                     alone[job.task, place] = single
                     found.append(single)
         return found
@@ -251,7 +273,7 @@ class RewardPool:
             share = batch.failed_share(name, begun=not nothing_ran)
             if share > self.alarm_share and name not in self._alarmed:
                 slow = ", ".join(f"{who}[{row}] {seconds:.1f} s" for who, row, seconds in batch.slowest())
-                _log.warning("reward %s failed on %.0f %% of a batch; slowest: %s", name, 100 * share, slow)
+                _log.warning("%s", plain(f"reward {name} failed on {share:.0%} of a batch; slowest: {slow}"))
             (self._alarmed.add if share > self.alarm_share else self._alarmed.discard)(name)
             self._whole_failures[name] = self._whole_failures[name] + 1 if share == 1 else 0
             if self._whole_failures[name] >= self.stop_after:
@@ -263,9 +285,9 @@ class RewardPool:
 
 
 def describe(failure: Failure) -> str:
-    """A failure as text: which function, which sample, what, and where."""
+    """A failure as text that steers no terminal: which function, which sample, what, and where."""
     head = f"reward {failure.function}, sample {failure.row}: {failure.status} ({failure.kind})"
-    return f"{head}\n{failure.detail}" if failure.detail else head
+    return plain(f"{head}\n{failure.detail}" if failure.detail else head)
 
 
 _QUICK = 0.02
@@ -322,7 +344,8 @@ def _replay(
     for outcome in calls:
         for column, values in outcome.logs.extra:
             place = columns.setdefault(column, [None] * rows)
-            place[row : row + len(outcome.statuses)] = values[: len(outcome.statuses)]
+            size = len(outcome.statuses)
+            place[row : row + size] = (values + [None] * size)[:size]
         for name, value in outcome.logs.metrics:
             if log_metric is not None:
                 log_metric(name, value)
@@ -330,30 +353,6 @@ def _replay(
     for column, values in columns.items():
         if log_extra is not None:
             log_extra(column, values)
-
-
-def _pickled(specs: list[RewardFunction]) -> list[bytes]:
-    found = []
-    for spec in specs:
-        try:
-            found.append(pickle.dumps(spec) if not spec.in_process else b"")
-        except Exception as error:
-            problem = f"it cannot be sent to another process ({error})"
-            remedy = "define it at the top of a module, or mark it `trusted` to run it in this process"
-            raise InputError(f"reward {spec.name}", problem, remedy) from None
-    return found
-
-
-def _main_script(specs: list[RewardFunction]) -> str | None:
-    """The main script, if a function of it goes to workers, which then have to run it too."""
-    for spec in specs:
-        if not spec.in_process and getattr(spec.function, "__module__", "") == "__main__":
-            path = getattr(sys.modules["__main__"], "__file__", None)
-            if path is None or not os.path.isfile(path):
-                remedy = "put it into a module, or mark it `trusted` to run it in this process"
-                raise InputError(f"reward {spec.name}", "it is defined in an interactive session", remedy)
-            return os.path.abspath(str(path))
-    return None
 
 
 def _default_workers() -> int:

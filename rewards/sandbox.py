@@ -6,11 +6,12 @@ docs/rewards.md says what each way stops and what it does not.
 import contextlib
 import json
 import os
-import selectors
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -64,10 +65,30 @@ class Finished:
 
 # Runs inside. Reads the job from standard input, limits itself for good, and runs the program; with tests, one after
 # the other in what the program left, naming each that passes on the channel that was standard output.
+#
+# Without bubblewrap the program runs below a keeper, which adopts what the program leaves behind: so that whatever came
+# of it, and nothing else, is found below that.
 _HARNESS = """
 import ctypes, json, os, resource, sys
-ctypes.CDLL(None).prctl(1, 9)  # end with the worker, whose process group this is not in
+prctl = ctypes.CDLL(None).prctl
+prctl(1, 9)  # end with the worker, whose process group this is not in
 job = json.loads(sys.stdin.buffer.read())
+if job["ended"] is not None:
+    prctl(36, 1)  # adopt orphans
+    program = os.fork()
+    if program:
+        os.close(1)
+        while os.wait()[0] != program:
+            pass
+        os.close(job["ended"])
+        try:
+            while True:
+                os.wait()
+        except ChildProcessError:
+            os._exit(0)
+    os.close(job["ended"])
+    os.setsid()
+    prctl(1, 9)
 for name, value in job["limits"].items():
     kind = getattr(resource, name)
     hard = resource.getrlimit(kind)[1]
@@ -118,90 +139,139 @@ def run(
     Returns:
         How it ended and what was printed. Nothing of it runs any more.
     """
-    job = {"program": program, "tests": tests, "input": given, "mark": mark, "limits": _rlimits(limits)}
     with tempfile.TemporaryFile() as stream, tempfile.TemporaryDirectory(prefix="tokencredit-code-") as folder:
+        ended, ending = os.pipe()
+        job: dict[str, Any] = {
+            "program": program,
+            "tests": tests,
+            "input": given,
+            "mark": mark,
+            "limits": _rlimits(limits),
+        }
+        job["ended"] = ending if mode == "rlimits" else None
         stream.write(json.dumps(job).encode())
         stream.seek(0)
-        if mode == "rlimits":
-            _adopt_orphans(True)
-        others = _children()
-        process = subprocess.Popen(
-            [*(_bubblewrap(limits) if mode == "bubblewrap" else []), _python(), "-I", "-B", "-c", _HARNESS],
-            stdin=stream,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            start_new_session=True,
-            env={"PATH": "/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8"},
-        )
         try:
-            return _follow(process, limits, others)
+            process = subprocess.Popen(
+                [*(_bubblewrap(limits) if mode == "bubblewrap" else []), _python(), "-I", "-B", "-c", _HARNESS],
+                stdin=stream,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                start_new_session=True,
+                env={"PATH": "/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8"},
+                pass_fds=[ending] if mode == "rlimits" else [],
+            )
+            os.close(ending)
+            try:
+                return _follow(process, ended if mode == "rlimits" else None, limits)
+            finally:
+                _end(process, folder if mode == "rlimits" else None)
         finally:
-            _end(process, others)
-            if mode == "rlimits":
-                _adopt_orphans(False)
+            os.close(ended)
 
 
-def _follow(process: subprocess.Popen[bytes], limits: Limits, others: set[int]) -> Finished:
-    """Read what is printed until there is an end, or a limit is reached."""
+def _follow(process: subprocess.Popen[bytes], ended: int | None, limits: Limits) -> Finished:
+    """Read what is printed until there is an end, or a limit is reached.
+
+    Args:
+        process: The program, or the keeper above it.
+        ended: Can be read when the program ends; None if that is when `process` does.
+        limits: The limits.
+    """
     assert process.stdout is not None
     end, look, output = time.monotonic() + limits.seconds, time.monotonic() + _LOOK_SECONDS, bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while (now := time.monotonic()) < end:
-            if selector.select(min(end, look) - now if look > now else 0):
-                chunk = os.read(process.stdout.fileno(), 65536)
-                if not chunk:
-                    # A child that closed its output may still run; so may the program.
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(timeout=max(0.0, end - time.monotonic()))
-                        return Finished("exit", bytes(output))
-                    break
-                output += chunk
-                if len(output) > 1024 * limits.output_kb:
-                    return Finished("output", bytes(output))
-            if time.monotonic() >= look:
-                if len(_of_the_program(others)) > limits.processes:
-                    return Finished("processes", bytes(output))
-                look = time.monotonic() + _LOOK_SECONDS
+    printing = True
+    while (now := time.monotonic()) < end:
+        pause = max(0.0, min(end, look) - now)
+        if printing and _readable(process.stdout.fileno(), pause):
+            chunk = os.read(process.stdout.fileno(), 65536)
+            printing = bool(chunk)
+            output += chunk
+            if len(output) > 1024 * limits.output_kb:
+                return Finished("output", bytes(output))
+        # A child that closed its output may still run; so may the program.
+        elif not printing and (_exits(process, pause) if ended is None else _readable(ended, pause)):
+            return Finished("exit", bytes(output))
+        if time.monotonic() >= look:
+            if len(_below(process)) > limits.processes:
+                return Finished("processes", bytes(output))
+            look = time.monotonic() + _LOOK_SECONDS
     return Finished("seconds", bytes(output))
 
 
-def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
-    """Kill the program and what came of it."""
-    # All of the session at once, so that none of it can start another. Of bubblewrap this is the outermost process,
-    # whose end takes the whole namespace along.
+def _readable(file: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
+
+
+def _exits(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes], folder: str | None) -> None:
+    """Kill the program and what came of it.
+
+    Args:
+        process: The outermost process of bubblewrap, whose end takes the whole namespace along, or the keeper.
+        folder: The home of a program that has a keeper.
+    """
+    if folder is not None:
+        # It may start others while they are looked for: bounded, not chased for ever.
+        for _ in range(_ROUNDS):
+            left = _below(process)
+            _kill(left)
+            if not left:
+                break
+        # A keeper with nothing below it ends; one that ends otherwise was killed by the program.
+        if _exits(process, 1.0) and process.returncode:
+            _kill(_with_home(folder))
+    left = _below(process)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert process.stdout is not None
     process.stdout.close()
-    # What left the session was adopted. It may start others while it is looked for: bounded, not chased for ever.
-    for _ in range(_ROUNDS):
-        left = _of_the_program(others)
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for child in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.send_signal(number)
-        for pid in _children() - others:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-        if not left:
+    for _ in range(_ROUNDS):  # a namespace takes a moment to end
+        if not any(map(_alive, left)):
             break
+        time.sleep(0.02)
 
 
-def _children() -> set[int]:
-    return {child.pid for child in psutil.Process().children()}
+def _kill(processes: list[psutil.Process]) -> None:
+    """Kill processes of a program and their groups, which are all of its own session or one that it began."""
+    groups = set()
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            groups.add(os.getpgid(process.pid))
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
 
 
-def _of_the_program(others: set[int]) -> list[psutil.Process]:
-    """The processes that came of the program: below this one, but not below those that were there before."""
-    found = []
-    for child in psutil.Process().children():
-        if child.pid not in others:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += [child, *child.children(recursive=True)]
+def _below(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The living processes below one."""
+    try:
+        found = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
     return [child for child in found if _alive(child)]
+
+
+def _with_home(folder: str) -> list[psutil.Process]:
+    """The processes in whose environment a folder is the home, unless they changed it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("HOME") == folder:
+                found.append(process)
+    return found
 
 
 def _alive(child: psutil.Process) -> bool:
@@ -209,14 +279,6 @@ def _alive(child: psutil.Process) -> bool:
         return bool(child.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def _adopt_orphans(adopt: bool) -> None:
-    """Become the parent of what a program leaves behind, so that it can be found; or no longer."""
-    import ctypes
-
-    set_child_subreaper = 36
-    ctypes.CDLL(None).prctl(set_child_subreaper, int(adopt))
 
 
 def _rlimits(limits: Limits) -> dict[str, int]:
@@ -236,22 +298,39 @@ def _python() -> str:
 
 
 def _bubblewrap(limits: Limits) -> list[str]:
-    """The command line up to the program: nothing to see but the system's libraries and Python's own."""
+    """The command line up to the program."""
     bwrap = find_bubblewrap()
     assert bwrap is not None
     size = str(limits.disk_mb * 2**20)
     command = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     command += ["--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8"]
-    for folder in ("/usr", "/bin", "/lib", "/lib32", "/lib64"):
+    for folder in ("/lib", "/lib32", "/lib64"):
         if os.path.islink(folder):
             command += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            command += ["--ro-bind", folder, folder]
-    home = str(Path(_python()).parents[1])
-    if not home.startswith("/usr"):
-        command += ["--ro-bind", home, home]
+    for place in _seen():
+        command += ["--ro-bind-try", place, place]
+    for place in _packages():
+        command += ["--tmpfs", place, "--remount-ro", place]
     command += ["--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     return [*command, "--size", size, "--tmpfs", "/tmp", "--remount-ro", "/", "--chdir", "/tmp"]
+
+
+def _seen() -> list[str]:
+    """What can be read inside: the system's libraries, the interpreter and the standard library."""
+    python, standard = Path(_python()), sysconfig.get_path("stdlib")
+    folders = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64")
+    places = [folder for folder in folders if not os.path.islink(folder)]
+    places += ["/etc/ld.so.cache", "/usr/share/zoneinfo", str(python), standard]
+    own = python.parents[1] / "lib"
+    # Beside the system's libraries an interpreter needs its own, or brings all that it needs.
+    places += map(str, own.glob("libpython*")) if own.is_relative_to("/usr") else [str(own)]
+    return places
+
+
+def _packages() -> list[str]:
+    """Folders of installed packages in what can be read, which are not for programs."""
+    folders = [Path(sysconfig.get_path("stdlib"), name) for name in ("site-packages", "dist-packages")]
+    return [str(folder) for folder in (*folders, Path("/usr/lib/python3/dist-packages")) if folder.is_dir()]
 
 
 @cache

@@ -25,12 +25,16 @@ OUT_OF_MEMORY = 87
 
 _CALLER = f'"{load.__code__.co_filename}"'
 
+_LOADING = b"loading"
+
 _callees: list[Callee | str] = []
 _trace = -1
 _folder = Path()
 
 
-def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float, main: str | None) -> None:
+def start(
+    parent: int, specs: list[bytes], folder: str, path: list[str], gigabytes: float, main: tuple[str, bool] | None
+) -> None:
     """Prepare this process: on its own, limited, with all functions loaded.
 
     A function that cannot be loaded fails at each call instead: a process that fails here would be started again and
@@ -42,7 +46,8 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
         folder: Where traces go.
         path: Where modules are found, as in the pool's process.
         gigabytes: Limit of the address space.
-        main: The main script, if a function belongs to it.
+        main: The main script, if a function belongs to it: its path, or its name if it was started as a module, and
+            whether it was.
     """
     global _trace, _folder
     _folder = Path(folder)
@@ -57,15 +62,23 @@ def start(parent: int, specs: list[bytes], folder: str, path: list[str], gigabyt
     sys.path[:] = path
     _trace = os.open(Path(folder) / str(os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     faulthandler.enable(file=_trace)
-    trouble = _run_main(main) if main is not None else ""
-    _callees[:] = [_load(spec) if spec else "" for spec in specs] if not trouble else [trouble] * len(specs)
+    for place, spec in enumerate(specs):
+        _note(b"%s %d\n" % (_LOADING, place))
+        if main is not None and not place:
+            trouble = _run_main(*main)
+            if trouble:
+                _callees[:] = [trouble] * len(specs)
+                break
+        _callees.append(_load(spec) if spec else "")
+    _note(b"")
 
 
-def _run_main(path: str) -> str:
+def _run_main(place: str, is_module: bool) -> str:
     """Run the main script as a module under which its functions are found; say what went wrong, if anything."""
     module = ModuleType("__mp_main__")
     try:
-        module.__dict__.update(runpy.run_path(path, run_name="__mp_main__"))
+        run_it = runpy.run_module if is_module else runpy.run_path
+        module.__dict__.update(run_it(place, run_name="__mp_main__"))
     except BaseException:
         return traceback.format_exc()
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
@@ -169,9 +182,23 @@ def read_made(folder: Path, task: int) -> list[bytes]:
 
 
 def _begin_trace(task: int, place: int) -> None:
+    _note(b"%d %d %f\n" % (task, place, time.monotonic()))
+
+
+def _note(line: bytes) -> None:
+    """Write down what this process is about to do, instead of what it did before."""
     os.ftruncate(_trace, 0)
     os.lseek(_trace, 0, os.SEEK_SET)
-    os.write(_trace, b"%d %d %f\n" % (task, place, time.monotonic()))
+    os.write(_trace, line)
+
+
+def read_fall(folder: Path, pid: int) -> int | None:
+    """Place of the function that a worker was loading when it ended; -1 if it had not begun; None if it was ready."""
+    file = folder / str(pid)
+    if not file.is_file():
+        return -1
+    words = file.read_bytes().split(maxsplit=2)
+    return int(words[1]) if words[:1] == [_LOADING] else None
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,10 @@ def contrastive_ids(tokenizer: Any, templates: Templates, drafts: Sequence[Draft
     return list(zip(ids[::2], ids[1::2], strict=True))
 
 
+_DATE = "{%- macro strftime_now(format) -%}1 January 2025{%- endmacro -%}"
+"""What chat templates that write the date are told: with today's, rewards would change from day to day."""
+
+
 @cache
 def _say_once(text: str) -> None:
     logging.getLogger("tokencredit").warning(text)
@@ -180,7 +184,8 @@ def _rendered(tokenizer: Any, request: str, chat: bool) -> str:
     if not chat:
         return request
     turn = [{"role": "user", "content": request.strip()}]
-    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+    template = _DATE + tokenizer.get_chat_template()
+    return str(tokenizer.apply_chat_template(turn, chat_template=template, add_generation_prompt=True, tokenize=False))
 
 
 def contrastive_rewards(

@@ -4,10 +4,12 @@ A folder holds the rewards of one evaluator. Finished calls leave Parquet files;
 an Arrow stream to which every batch was appended, so that a killed one loses at most the batch it was in.
 """
 
+import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,11 @@ class RewardStore:
     def writer(self) -> Iterator["Writer"]:
         """Something to add rows to; once all are there they become a Parquet file, with what killed calls left."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        left = self._streams()
+        left = [path for path in self._streams() if _is_left(path)]
         path = self.folder / f"{uuid.uuid4().hex}.arrow"
         with path.open("wb") as stream, pa.ipc.new_stream(stream, _SCHEMA) as batches:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             writer = Writer(stream, batches)
             yield writer
         # Not read back: another call that ends meanwhile may have taken the stream for one of a killed call.
@@ -99,6 +103,16 @@ class Writer:
         self.written.append(pa.record_batch(columns, schema=_SCHEMA))
         self._batches.write_batch(self.written[-1])
         self._stream.flush()
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody writes to a stream any more."""
+    try:
+        with path.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno == errno.ENOTSUP
+    return True
 
 
 def _read_stream(path: Path) -> Any:

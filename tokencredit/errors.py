@@ -16,7 +16,12 @@ class InputError(ValueError):
         self.where, self.problem, self.remedy = where, problem, remedy
         # Data loading processes hand an exception on as its text, which then stands alone.
         text = f"{where}: {problem}; {remedy}" if problem else where
-        super().__init__(" ".join(text.split()))
+        super().__init__(plain(" ".join(text.split())))
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
         return InputError, (self.where, self.problem, self.remedy)
+
+
+def plain(text: str) -> str:
+    """Text in which nothing is invisible and nothing steers a terminal, as in `\\x1b`; lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

@@ -117,7 +117,7 @@ def _placed(
 ) -> tuple[str, Offsets] | None:
     """Text and offsets of a response; where they are only for diagnostics, failing is an alarm."""
     try:
-        placed = _offsets(tokenizer, example, example[example["side"]], example["prompt_ids"], example["response_ids"])
+        placed = _offsets(tokenizer, example, example[example["side"]], example["response_ids"])
         token_classes(example, *placed)
     except InputError as error:
         if required:
@@ -138,7 +138,7 @@ def completion_row(
     ids, place = row["input_ids"], f"the completion of example {index}"
     inside = row.get("completion_mask") or [label != -100 for label in row["labels"]]
     start = list(map(bool, inside)).index(True)
-    text, offsets = _offsets(tokenizer, row, row["completion"], ids[:start], ids[start:])
+    text, offsets = _offsets(tokenizer, row, row["completion"], ids[start:])
     weights = list(weighter(row | {"side": "completion", "index": index, "response_ids": ids[start:]}, text, offsets))
     labelled = [label != -100 for label in row["labels"][start:]]
     scored = [a and b for a, b in zip(labelled, _scored(start, len(weights), kept), strict=True)]
@@ -146,10 +146,8 @@ def completion_row(
     return {SFT_WEIGHTS: [1.0] * start + weights}
 
 
-def _offsets(
-    tokenizer: Any, row: Mapping[str, Any], response: Any, prompt_ids: list[int], ids: list[int]
-) -> tuple[str, Offsets]:
-    return response_offsets(tokenizer, row["prompt"], response, prompt_ids, ids, **template_keywords(row))
+def _offsets(tokenizer: Any, row: Mapping[str, Any], response: Any, ids: list[int]) -> tuple[str, Offsets]:
+    return response_offsets(tokenizer, row["prompt"], response, ids, **template_keywords(row))
 
 
 def template_keywords(row: Mapping[str, Any]) -> dict[str, Any]:

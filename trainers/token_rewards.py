@@ -71,9 +71,7 @@ def _row_drafts(row: dict[str, Any], index: int, tokenizer: Any) -> Iterator[Dra
     for side in SIDES:
         ids, place = row[f"{side}_ids"], f"the {side} response of example {index}"
         try:
-            text, offsets = response_offsets(
-                tokenizer, row["prompt"], row[side], row["prompt_ids"], ids, **template_keywords(row)
-            )
+            text, offsets = response_offsets(tokenizer, row["prompt"], row[side], ids, **template_keywords(row))
         except InputError as error:
             raise InputError("token rewards", f"{place}: {error.problem}", error.remedy) from None
         yield Draft(_question(row["prompt"]), text, ids, [start < end for start, end in offsets], place)
@@ -149,9 +147,9 @@ def load_evaluator(name: str, settings: Any) -> tuple[Any, Any]:
         InputError: It cannot be loaded.
     """
     given = {key: value for key, value in (settings.model_init_kwargs or {}).items() if key in _MODEL_KEYS}
-    keywords = {"dtype": "auto", "trust_remote_code": settings.trust_remote_code, **given}
+    keywords = {"dtype": "float32", "trust_remote_code": settings.trust_remote_code, **given}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=settings.trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(name, **keywords)
     except Exception as error:  # the loaders raise whatever the files make them raise
         reason = " ".join(str(error).split())[:200]

@@ -23,12 +23,17 @@ def short_recipes(
     # Labelled spans, so that figures per token class are compared too.
     labelled = {f"{side}_spans": [{"start": 0, "end": 2, "label": "name"}] for side in ("chosen", "rejected")}
     spans = write_jsonl(tmp_path_factory.mktemp("spans") / "train.jsonl", [row | labelled for row in preferences(64)])
+    # Short, as the model's context is.
+    templates = tmp_path_factory.mktemp("templates") / "short.yaml"
+    templates.write_text("version: 1\nbetter: 'good {prompt} {response}'\nworse: 'bad {prompt} {response}'\n")
     common = SHORT_RUN | {"model_name_or_path": str(tiny_model), "total_train_batch_size": 8}
     return {
         "sft": common | {"trainer": "sft", "dataset_name": str(sft_data)},
         # beta 1 makes the preference loss move by tenths within four steps
         "dpo": common | {"trainer": "dpo", "dataset_name": str(dpo_data), "beta": 1.0},
         "tab_po": common | {"trainer": "tab_po", "dataset_name": str(spans), "token_weights": {"differing": 1.5}},
+        "t_reg": common
+        | {"trainer": "t_reg", "dataset_name": str(dpo_data), "beta": 1.0, "alpha": 0.5, "templates": str(templates)},
     }
 
 

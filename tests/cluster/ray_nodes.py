@@ -42,6 +42,7 @@ class Nodes:
         # Jobs call `python`.
         self.environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.started = 0
         self.address = f"127.0.0.2:{free_port()}"
         self.job_server = f"http://127.0.0.1:{free_port()}"
 
@@ -59,7 +60,8 @@ class Nodes:
             hides: A folder of which the node sees one of its own, as when storage is not shared.
         """
         resources = dict(resources or {"CPU": 1})
-        number = len(self.nodes) + 2
+        self.started += 1
+        number = self.started + 1
         head = ["--head", f"--port={self.address.rpartition(':')[2]}"]
         head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.job_server.rpartition(':')[2]}"]
         head += [f"--ray-client-server-port={free_port()}"]
@@ -100,10 +102,11 @@ class Nodes:
             except ProcessLookupError:
                 continue
         node.wait()
+        self.nodes.remove(node)
 
     def stop(self) -> None:
         """End all nodes and remove what they wrote."""
-        for node in reversed(self.nodes):
+        for node in self.nodes[::-1]:
             if node.poll() is None:
                 self.lose(node)
         shutil.rmtree(self.folder, ignore_errors=True)

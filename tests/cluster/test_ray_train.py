@@ -6,6 +6,7 @@ Tolerances as in `test_equivalence`. With DDP the recipes are submitted as jobs 
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("spread", SPREADS)
-@pytest.mark.parametrize("method", ["sft", "dpo", "tab_po"])
+@pytest.mark.parametrize(("method", "spread"), [*product(["sft", "dpo", "tab_po"], SPREADS), ("t_reg", "zero3")])
 def test_same_curve(
     method: str,
     spread: str,

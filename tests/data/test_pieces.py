@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from tokencredit.data import pieces
 from tokencredit.data.pieces import offsets_within, sampled_offsets, span_values
 from tokencredit.data.spans import chars_to_tokens
 from tokencredit.data.tokenizers import build_tokenizer
@@ -137,6 +138,42 @@ def test_any_sampled_ids(name: str, data: st.DataObject) -> None:
     assert all(0 <= start <= end <= len(text) for start, end in offsets)
     assert [start for start, _ in offsets] == sorted(start for start, _ in offsets)
     assert set().union(*(range(*token) for token in offsets)) == set(range(len(text))), "every character was written"
+
+
+def every_prefix(tokenizer: Any, ids: list[int]) -> list[tuple[int, int]]:
+    """By definition: how much of the text each prefix leaves as it stands."""
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    ends = [0]
+    for place in range(len(ids)):
+        prefix = tokenizer.decode(ids[: place + 1], skip_special_tokens=True)
+        shared = next((n for n, (a, b) in enumerate(zip(prefix, whole, strict=False)) if a != b), len(prefix))
+        ends.append(max(ends[-1], shared))
+    return list(pairwise(ends))
+
+
+@pytest.mark.parametrize("spoilt", [["<0xC3>", "<0xA9>", "<0xC3>"], ["<0xE6>", "<0xBC>", "<0xA2>", "<0xFF>"] * 9])
+def test_bytes_that_spoil_those_before_them(spoilt: list[str]) -> None:
+    """In SentencePiece one wrong byte makes the whole run unreadable: the tokens after it keep their places."""
+    tokenizer = FAST["sentencepiece"]
+    around = tokenizer.convert_tokens_to_ids(["▁the", "▁", "f", "<0xC3>", "<0xA9>", "▁qu"]) * 20
+    ids = [*around, *tokenizer.convert_tokens_to_ids(spoilt), *around]
+    text, offsets = sampled_offsets(tokenizer, ids)
+    assert text == tokenizer.decode(ids, skip_special_tokens=True)
+    exact_ones = every_prefix(tokenizer, ids)
+    differ = [place for place, (one, other) in enumerate(zip(offsets, exact_ones, strict=True)) if one[0] != other[0]]
+    assert set(differ) <= set(range(len(around), len(around) + len(spoilt)))
+    assert [text[start:end] for start, end in offsets[-6:]] == [" the", " ", "f", "é", "é", " qu"]
+
+
+def test_few_prefixes_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4096 tokens, of which one spoils another: what is decoded is about 100 times as long, not 2048 times."""
+    tokenizer = FAST["sentencepiece"]
+    decoded = []
+    decode = pieces._decode
+    monkeypatch.setattr(pieces, "_decode", lambda tokenizer, ids: decoded.append(len(ids)) or decode(tokenizer, ids))
+    ids = tokenizer.convert_tokens_to_ids(["f"] * 2046 + ["<0xC3>", "<0xA9>", "<0xC3>"] + ["f"] * 2047)
+    assert len(sampled_offsets(tokenizer, ids)[1]) == 4096
+    assert sum(decoded) < 200 * 4096
 
 
 def test_a_span_lands_on_the_tokens_that_wrote_it() -> None:

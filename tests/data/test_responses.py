@@ -26,19 +26,19 @@ def tokenizer(tiny_model: Path) -> Any:
     return found
 
 
-def split(tokenizer: Any, prompt: Any, response: Any) -> tuple[list[int], list[int]]:
-    """Ids as TRL's DPO cuts them."""
+def split(tokenizer: Any, prompt: Any, response: Any) -> list[int]:
+    """Ids of the response, as TRL's DPO cuts them."""
     asked = _tokenize(tokenizer, prompt, **({} if isinstance(prompt, str) else {"add_generation_prompt": True}))
     whole = _tokenize(tokenizer, prompt + response)["input_ids"]
     cut = common_prefix_length(asked["input_ids"], whole)
-    return whole[:cut], whole[cut:]
+    return list(whole[cut:])
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("prompt", ["", "Ada asks: ", "ends in a emoji 🙂"])
 def test_plain_text(tokenizer: Any, prompt: str, text: str) -> None:
-    prompt_ids, ids = split(tokenizer, prompt, text + tokenizer.eos_token)
-    found, offsets = response_offsets(tokenizer, prompt, text + tokenizer.eos_token, prompt_ids, ids)
+    ids = split(tokenizer, prompt, text + tokenizer.eos_token)
+    found, offsets = response_offsets(tokenizer, prompt, text + tokenizer.eos_token, ids)
     assert found == text
     assert len(offsets) == len(ids)
     assert offsets[-1] == (len(text), len(text)), "the end-of-text token has no width"
@@ -73,8 +73,8 @@ def test_any_text_after_any_prompt_is_covered_in_order(name: str, prompt: str, t
     plain = prompt, text + "<eos>"
     chat = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": text}]
     for asked, answer in (plain, chat):
-        prompt_ids, ids = split(built, asked, answer)
-        found, offsets = response_offsets(built, asked, answer, prompt_ids, ids)
+        ids = split(built, asked, answer)
+        found, offsets = response_offsets(built, asked, answer, ids)
         assert found == text
         assert len(offsets) == len(ids)
         assert offsets == sorted(offsets)
@@ -85,8 +85,8 @@ def test_any_text_after_any_prompt_is_covered_in_order(name: str, prompt: str, t
 def test_chat(tokenizer: Any, text: str) -> None:
     prompt = [{"role": "system", "content": text}, {"role": "user", "content": "the same text again: " + text}]
     response = [{"role": "assistant", "content": text}]
-    prompt_ids, ids = split(tokenizer, prompt, response)
-    found, offsets = response_offsets(tokenizer, prompt, response, prompt_ids, ids)
+    ids = split(tokenizer, prompt, response)
+    found, offsets = response_offsets(tokenizer, prompt, response, ids)
     assert found == text
     covered = [index for start, end in offsets for index in range(start, end)]
     assert sorted(set(covered)) == list(range(len(text)))
@@ -103,8 +103,8 @@ def test_words_of_the_template_or_an_earlier_turn_are_not_the_answer(tokenizer: 
     prompt = [{"role": "user", "content": "yes?"}]
     turns = [answer, "sure?", answer]
     response = [{"role": r, "content": c} for r, c in zip(("assistant", "user", "assistant"), turns, strict=True)]
-    prompt_ids, ids = split(thinking, prompt, response)
-    text, offsets = response_offsets(thinking, prompt, response, prompt_ids, ids)
+    ids = split(thinking, prompt, response)
+    text, offsets = response_offsets(thinking, prompt, response, ids)
     assert text == answer
     inside = [token for token, (start, end) in zip(ids, offsets, strict=True) if start < end]
     after = thinking.apply_chat_template([*prompt, *response], tokenize=False)
@@ -117,22 +117,35 @@ def test_words_of_the_template_or_an_earlier_turn_are_not_the_answer(tokenizer: 
 def test_content_that_is_no_text_is_refused(tokenizer: Any) -> None:
     response = [{"role": "assistant", "content": None}]
     with pytest.raises(InputError, match="the response 'None' is no text"):
-        response_offsets(tokenizer, [{"role": "user", "content": "q"}], response, [], [])
+        response_offsets(tokenizer, [{"role": "user", "content": "q"}], response, [])
 
 
 def test_template_that_changes_the_text_is_refused(tokenizer: Any) -> None:
     trimming = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     trimming.chat_template = TEMPLATE.replace("m.content", "m.content | trim | upper")
     prompt, response = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "answer"}]
-    prompt_ids, ids = split(trimming, prompt, response)
+    ids = split(trimming, prompt, response)
     with pytest.raises(InputError, match="the chat template changes the response 'answer'"):
-        response_offsets(trimming, prompt, response, prompt_ids, ids)
+        response_offsets(trimming, prompt, response, ids)
 
 
 def test_ids_of_another_text_are_refused(tokenizer: Any) -> None:
-    prompt_ids, ids = split(tokenizer, "q: ", "answer")
+    ids = split(tokenizer, "q: ", "answer")
     with pytest.raises(InputError, match="not those of its text"):
-        response_offsets(tokenizer, "q: ", "answes", prompt_ids, ids)
+        response_offsets(tokenizer, "q: ", "answes", ids)
+
+
+def test_a_template_that_writes_the_date(tokenizer: Any) -> None:
+    """What was tokenised yesterday is found again today."""
+    dated = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    dated.chat_template = "{{ strftime_now('%d %B %Y') }}" + TEMPLATE
+    prompt, response = [{"role": "user", "content": "q"}], [{"role": "assistant", "content": "answer"}]
+    yesterday = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    yesterday.chat_template = "7 May 2025" + TEMPLATE
+    ids = split(yesterday, prompt, response)
+    text, offsets = response_offsets(dated, prompt, response, ids)
+    assert text == "answer"
+    assert "".join(text[start:end] for start, end in offsets) == "answer"
 
 
 def test_real_addresses(tokenizer: Any) -> None:
@@ -140,7 +153,7 @@ def test_real_addresses(tokenizer: Any) -> None:
 
     for row in load_split("us_addresses", "validation[:20]", config="pairs"):
         for side in ("chosen", "rejected"):
-            prompt_ids, ids = split(tokenizer, row["prompt"], row[side])
-            text, offsets = response_offsets(tokenizer, row["prompt"], row[side], prompt_ids, ids)
+            ids = split(tokenizer, row["prompt"], row[side])
+            text, offsets = response_offsets(tokenizer, row["prompt"], row[side], ids)
             assert json.loads(text) is not None
             assert "".join(text[start:end] for start, end in offsets) == text

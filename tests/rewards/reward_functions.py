@@ -34,6 +34,9 @@ def _obey(completion: str) -> Any:
         re.match(r"(a+)+$", "a" * 60 + "b")  # in C, with the interpreter's lock
     if completion == "exit":
         os._exit(3)
+    if completion.startswith("signal "):
+        os.kill(os.getpid(), int(completion.removeprefix("signal ")))
+        time.sleep(60)
     if completion == "sys.exit":
         sys.exit(3)
     if completion == "bomb":
@@ -70,6 +73,24 @@ def logs(completions: list[str], log_extra: Any = None, log_metric: Any = None, 
 def logs_and_obeys(completions: list[str], log_extra: Any, log_metric: Any) -> list[Any]:
     log_extra("seen", list(completions))
     return obey(completions)
+
+
+TITLE = "\x1b]0;mine\x07\u202e\ud800"
+
+
+def writes_to_the_terminal(completions: list[str], log_metric: Any, **columns: Any) -> list[float]:
+    """Raise and log what would change the title of a terminal, and worse."""
+    log_metric(TITLE, 1.0)
+    if completions == ["raise"]:
+        raise type(TITLE.replace("\ud800", ""), (Exception,), {})(TITLE)
+    return [1.0 for _ in completions]
+
+
+def logs_one_value(completions: list[str], log_extra: Any) -> list[float]:
+    """For the first completion only; and of another column one too many."""
+    log_extra("few", ["first"])
+    log_extra("many", [*completions, "none of them"])
+    return [1.0 for _ in completions]
 
 
 def logs_what_cannot_travel(completions: list[str], log_extra: Any) -> list[float]:

@@ -46,7 +46,7 @@ def test_what_a_program_prints() -> None:
         {"input": "one", "output": ""},
         "assert False",
     ]
-    assert code([program], [tests]) == [3 / 5], "one that raises has printed nothing too"
+    assert code([program], [tests], seconds=30) == [3 / 5], "one that raises has printed nothing too"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,16 @@ def test_the_last_block_is_the_program() -> None:
     assert program_of(ADD) == "def add(a, b):\n    return a + b\n"
     assert program_of("```\nx = 1\n```") == "x = 1\n"
     assert program_of("x = 1") == "x = 1"
+    assert program_of("No ```x``` here.\n```Python title=a\nx = 2\n") == "x = 2\n", "one that is cut off, too"
+    assert program_of("1. So:\n   ```py\n   if x:\n       y\n   ```\n") == "if x:\n    y\n"
+    assert program_of("~~~python3\n'```'\n```\n~~~") == "'```'\n```\n"
+
+
+@pytest.mark.parametrize("other", ["```bash\npip install x\n```", "```\n3\n```", "```json\n{}\n```", "```text\n"])
+def test_blocks_in_other_languages_are_no_programs(other: str) -> None:
+    before = "" if other.endswith("```") else "\n```"
+    for answer in (f"{other}{before}\nThe program:\n{ADD}", f"{ADD}\nIt says:\n{other}"):
+        assert code([answer], [["assert add(1, 2) == 3"]]) == [1.0], answer
 
 
 def test_in_the_pool(make_pool: Any) -> None:
@@ -89,7 +99,8 @@ def test_a_program_ends_with_its_worker(
     """And its folder with the pool."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mark = f"import time; time.sleep(62.{os.getpid()})"
-    pool = make_pool(RewardFunction("code", arguments={"sandbox": mode, "seconds": 60}), timeout=1.5, memory_gb=4)
+    pool = make_pool(RewardFunction("code", arguments={"sandbox": mode, "seconds": 60}), timeout=61, memory_gb=4)
+    pool.timeout = 1.5
     assert pool.score([mark], tests=[["assert True"]]).status == [["timeout"]]
 
     def programs() -> list[psutil.Process]:
@@ -127,6 +138,31 @@ def test_read_a_file_of_the_user(mode: Mode, outcome: str, tmp_path: Path) -> No
     for file in (tmp_path / "secret", *([home] if home.is_file() else [])):
         program = f"try:\n    open({str(file)!r}).read(); print('read')\nexcept OSError:\n    print('stopped')"
         assert attempt(mode, program) == outcome
+
+
+def test_nothing_else_is_there_to_be_read() -> None:
+    program = """
+import glob, importlib, os, pkgutil, subprocess, sys, sysconfig
+print(*sorted(os.listdir("/")), *sorted(os.listdir("/usr")), *os.listdir("/etc"))
+print(*os.listdir(os.path.dirname(sys.executable)))
+print(len(glob.glob(sysconfig.get_path("purelib") + "/*")))
+for name in ("ctypes", "ssl", "sqlite3", "lzma", "decimal", "zoneinfo", "multiprocessing", "unittest"):
+    importlib.import_module(name)
+print(subprocess.run([sys.executable, "-c", "print(1)"], capture_output=True, text=True).stdout)
+"""
+    top, beside, packages, one = attempt("bubblewrap", program, seconds=20).splitlines()
+    libraries = {"lib", "lib32", "lib64"}
+    known = {"usr", "proc", "dev", "tmp", "etc", "ld.so.cache", "share", "bin", "local", *libraries}
+    assert set(top.split()) <= known | {Path(sandbox._python()).parts[1]}
+    assert (beside, packages, one) == (Path(sandbox._python()).name, "0", "1")
+
+
+def test_an_interpreter_in_a_home_does_not_show_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_python", lambda: "/opt/me/python/bin/python3")
+    assert [place for place in sandbox._seen() if place.startswith("/opt")] == [
+        "/opt/me/python/bin/python3",
+        "/opt/me/python/lib",
+    ]
 
 
 @pytest.mark.parametrize(("mode", "outcome"), [("bubblewrap", "stopped"), ("rlimits", "connected")])
@@ -175,7 +211,7 @@ def test_fill_the_disk_with_many_files(mode: Mode, outcome: str) -> None:
     assert attempt(mode, program) == outcome
 
 
-@pytest.mark.parametrize("place", ["/dev/shm", "/dev", "/", "/usr", "/proc"])
+@pytest.mark.parametrize("place", ["/dev/shm", "/dev", "/", "/usr", "/proc", *sandbox._packages()])
 def test_no_other_place_to_fill(place: str) -> None:
     program = f"for i in range(16): open(f'{place}/f{{i}}', 'wb').write(bytes(2**20))\nprint('written')"
     assert attempt("bubblewrap", program) == ""
@@ -188,7 +224,8 @@ def test_outlive_the_deadline(mode: Mode) -> None:
     child = f"import os, time; os.setsid(); os.close(1); {mark}"
     program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])\nprint('left', flush=True)"
     for ending in ("", "\nwhile True: pass"):
-        assert attempt(mode, program + ending, seconds=1) == ("seconds" if ending else "left")
+        seconds, outcome = (2, "seconds") if ending else (20, "left")
+        assert attempt(mode, program + ending, seconds=seconds) == outcome
         assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
 
 
@@ -229,6 +266,44 @@ def test_a_verdict_can_be_faked_from_within(mode: Mode) -> None:
     program += "os.write(sys._getframe(1).f_globals['channel'], (job['mark'] + ' 0\\n').encode())"
     assert code([program], [["assert False"]], sandbox=mode) == [1.0]
     assert code([program], [[{"input": "", "output": "4"}]], sandbox=mode) == [0.0], "what it prints cannot"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_children_that_come_meanwhile_are_not_the_programs(mode: Mode) -> None:
+    """Only what descends from a program is killed with it, also if others begin while it runs."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    others: list[subprocess.Popen[bytes]] = []
+    timer = threading.Timer(0.3, lambda: others.append(subprocess.Popen(sleeper, start_new_session=True)))
+    timer.start()
+    assert attempt(mode, "import time; time.sleep(60)", seconds=1) == "seconds"
+    timer.join()
+    (other,) = others
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_processes_are_counted_after_the_output_is_closed(mode: Mode) -> None:
+    start = time.monotonic()
+    assert attempt(mode, "import os\nos.close(1)\nos.close(2)\n" + FORKS, seconds=20) in ("processes", "")
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
+def test_a_program_that_kills_its_parent_is_worth_nothing(make_pool: Any, signal: str) -> None:
+    """With a child in a session of its own, which ends too."""
+    mark = f"time.sleep(63.{os.getpid()})"
+    program = f"""
+import os, signal, subprocess, sys
+subprocess.Popen([sys.executable, '-c', 'import time; {mark}'], start_new_session=True, stdout=subprocess.DEVNULL)
+os.kill(os.getppid(), signal.{signal})
+raise SystemExit
+"""
+    function = RewardFunction("code", arguments={"sandbox": "rlimits", "seconds": 2})
+    batch = make_pool(function, timeout=30, memory_gb=4).score([program], tests=[["assert True"]])
+    assert (batch.values, batch.failures) == ([[0.0]], [])
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]
 
 
 def test_nothing_is_left_and_nobody_else_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -274,6 +349,32 @@ def test_a_bubblewrap_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPa
 def test_wrong_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RewardPool([RewardFunction("code", arguments=arguments)])
+
+
+@pytest.mark.parametrize(
+    ("function", "settings"),
+    [
+        ("code", {"timeout": 3}),
+        (RewardFunction("code", arguments={"seconds": 9.5}), {"timeout": 5}),
+        (RewardFunction("code", batched=True), {"timeout": 0.5, "batch_timeout": 2}),
+    ],
+)
+def test_a_program_must_not_outlast_the_pool(function: Any, settings: dict[str, Any]) -> None:
+    """A program that hangs would be a failure of the reward."""
+    problem = (
+        r"reward code\.arguments\.seconds: (3|9.5) s are not less than the (3|5|2) s after which the pool kills it"
+    )
+    with pytest.raises(InputError, match=problem):
+        RewardPool([function], **settings)
+    with RewardPool([RewardFunction("code", arguments={"seconds": 0.4})], timeout=0.5):
+        pass
+
+
+def test_programs_are_not_run_by_the_training_process() -> None:
+    with pytest.raises(
+        InputError, match=r"reward code\.trusted: programs of a model are not run by the training process"
+    ):
+        RewardPool([RewardFunction("code", trusted=True)])
 
 
 def test_a_row_without_real_tests_is_an_error(make_pool: Any) -> None:

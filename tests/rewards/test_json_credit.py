@@ -71,7 +71,14 @@ def test_what_is_too_much_is_lost_on_its_values() -> None:
         ('{"a":1,"b":2}', "{"),
         ("[1]", "["),
         ("[] and more", "a"),
-        ("[NaN]", "]"),
+        ("[NaN]", "N"),
+        ('[{"code":-Infinity}]', "-"),
+        ('[{"code":"A', "A"),
+        ('[{"code":"A","su', "u"),
+        ('[{"code":"\\q"}]', "\\"),
+        ('[{"code":tru', "u"),
+        ('[{"code":trie}]', "t"),
+        ('[{"code":1', "1"),
     ],
 )
 def test_what_is_no_json_with_records_is_worth_nothing(text: str, stops: str) -> None:
@@ -89,6 +96,27 @@ def test_values_are_compared_as_json() -> None:
     gold = [{"a": 1, "b": None, "c": [1, {"d": True}]}]
     assert scored('[{"a":1.0,"c":[1,{"d":true}]}]', gold)[0] == 1.0, "a column without a value is not asked for"
     assert scored('[{"a":true,"c":[1,{"d":true}]}]', gold)[1] == [("true", "a", -0.5)]
+
+
+def test_a_null_that_is_written_in_the_gold_text_is_asked_for() -> None:
+    assert scored('[{"a":1,"b":null}]', '[{"a":1,"b":null}]') == (1.0, [])
+    assert scored('[{"a":1}]', '[{"a":1,"b":null}]')[1] == [("}", "b", -0.5)]
+
+
+def test_true_is_not_1_however_deep() -> None:
+    for wrong in ("[1]", '{"b":[1]}'):
+        gold = wrong.replace("1", "true")
+        assert scored(f'[{{"a":{wrong},"k":1}}]', f'[{{"a":{gold},"k":1}}]')[1] == [(wrong, "a", -0.5)]
+        assert scored(f'[{{"a":{gold}}}]', f'[{{"a":{gold}}}]') == (1.0, [])
+
+
+def test_nothing_is_free() -> None:
+    """Records without fields, in the answer or the gold ones, are right or wrong like any other."""
+    assert scored("[]", []) == (1.0, [])
+    assert scored("[{}]", []) == (0.2, [("{}", "", -1.0)])
+    assert scored('[{"a":1},{}]', [{"a": 1}]) == (pytest.approx(0.2 + 0.8 * 2 / 3), [("{}", "", -0.5)])
+    assert scored("[]", [{}]) == (0.2, [("]", "", -1.0)])
+    assert scored("[{}]", [{"a": None}]) == (1.0, [])
 
 
 FIELD = st.sampled_from(["A", "B", "", "é🙂", 1, True, None, [1]])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -65,6 +66,13 @@ def test_logs_are_replayed_in_order(make_pool: MakePool) -> None:
     assert metrics == [("length", 1.0), ("length", 5.0), ("length", 4.0), ("length", 15 / 4)]
     assert batch.status[2] == ["ok", "error", "ok"]
     pool.score(texts)  # nobody listens
+
+
+def test_logged_columns_have_one_value_per_completion(make_pool: MakePool) -> None:
+    seen: dict[str, list[Any]] = {}
+    pool = make_pool(RewardFunction(functions.logs_one_value, batched=True))
+    pool.score(["a", "b", "c"], log_extra=lambda column, values: seen.update({column: values}))
+    assert seen == {"few": ["first", None, None], "many": ["a", "b", "c"]}
 
 
 def test_what_cannot_travel_is_an_error_of_its_sample(make_pool: MakePool) -> None:
@@ -160,6 +168,28 @@ def test_columns_may_be_arrays(make_pool: MakePool, kind: str) -> None:
         pool.score(["x"] * 3, answer=make([1.0, 2.0]))
 
 
+def test_closed_while_another_thread_scores(make_pool: MakePool) -> None:
+    pool = make_pool(functions.naps, timeout=30, batch_timeout=60)
+    pool.score(["0"])
+    found: list[Any] = []
+
+    def score() -> None:
+        try:
+            found.append(pool.score(["30"] * 4))
+        except InputError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=score)
+    thread.start()
+    time.sleep(0.5)
+    start = time.monotonic()
+    pool.close()
+    thread.join(10)
+    assert time.monotonic() - start < 10
+    assert found == ["RewardPool: it was closed while it scored; close it after its last batch"]
+    assert pool.score(["0"]).status == [["ok"]], "another batch starts new workers"
+
+
 def test_too_few_rewards_are_an_error(make_pool: MakePool) -> None:
     batch = make_pool(RewardFunction(functions.too_few, batched=True)).score(["x", "y"])
     assert batch.status == [["error"], ["error"]]
@@ -193,7 +223,7 @@ def test_alarm_and_first_failures_are_logged_once(make_pool: MakePool, caplog: p
     first, second, alarm = caplog.messages
     assert first.startswith("reward obey, sample 1: error (ArithmeticError)\nTraceback")
     assert second.startswith("reward obey, sample 2: error (RewardError)")
-    assert alarm.startswith("reward obey failed on 60 % of a batch; slowest: obey[")
+    assert alarm.startswith("reward obey failed on 60% of a batch; slowest: obey[")
 
 
 def test_stops_when_batches_fail_whole(make_pool: MakePool) -> None:
@@ -301,10 +331,57 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert "put what a script does under `if __name__ == '__main__':`" in done.stderr
 
 
+PROGRAM = """
+from functools import partial
+
+from tokencredit.rewards import RewardPool
+
+from .part import factor
+
+
+def mine(completions, times):
+    return [float(times * factor) for _ in completions]
+
+
+if __name__ == "__main__":
+    with RewardPool([partial(mine, times=2)], workers=1) as pool:
+        print(pool.score(["x"]).values)
+"""
+
+
+@pytest.mark.parametrize("module", ["program.run", "program"])
+def test_a_part_of_a_function_of_a_program_that_is_started_as_a_module(module: str, tmp_path: Path) -> None:
+    (tmp_path / "program").mkdir()
+    for name, content in {"__init__": "", "part": "factor = 3", "run": PROGRAM, "__main__": PROGRAM}.items():
+        (tmp_path / "program" / f"{name}.py").write_text(content)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", module]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[[6.0]]\n", done.stderr
+
+
 def test_a_session_has_no_functions_to_send() -> None:
     session = "from tokencredit.rewards import RewardPool\ndef mine(completions):\n    return [1.0]\nRewardPool([mine])"
     done = subprocess.run([sys.executable, "-c", session], capture_output=True, text=True, timeout=60)
     assert "reward mine: it is defined in an interactive session; put it into a module, or mark it" in done.stderr
+
+
+@pytest.mark.parametrize(("end", "words"), [("os._exit(3)", "exit code 3"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
+def test_a_module_that_ends_its_worker(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, words: str
+) -> None:
+    """Said in one line, and not tried for ever."""
+    name = f"ends_its_worker_{len(words)}"
+    lines = ("import os", f"if 'TOKENCREDIT_REWARD_WORKER' in os.environ: {end}", "def mine(completions): return [1.0]")
+    (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = make_pool(functions.count_words, f"{name}:mine")
+    start = time.monotonic()
+    message = rf"reward mine: it cannot be loaded in a worker \(it ends when the module is imported: .*{words}"
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            pool.score(["x"])
+    assert time.monotonic() - start < 60
 
 
 def test_a_module_that_only_this_process_finds(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ GRACE = 5.0
 
 
 def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
-    pool = make_pool(functions.obey)
+    pool = make_pool(functions.obey, workers=4)
     texts = ["fine"] * 64
     for row, text in {3: "sleep", 9: "spin", 20: "exit", 33: "bomb", 50: "raise"}.items():
         texts[row] = text
@@ -34,7 +35,7 @@ def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
     assert pool._together == [16], "quick calls go to a worker together, and must not share each other's fate"
     start = time.monotonic()
     batch = pool.score(texts)
-    assert time.monotonic() - start < 3 * pool.timeout + GRACE, "three were stuck, two at a time"
+    assert time.monotonic() - start < pool.timeout + GRACE
     marked = {row: status[0] for row, status in enumerate(batch.status) if status != ["ok"]}
     # The memory runs out before the time does, unless the machine is busy.
     assert marked == {3: "timeout", 9: "timeout", 20: "error", 33: marked[33], 50: "error"}
@@ -46,7 +47,7 @@ def test_five_ways_of_going_wrong_in_a_batch_of_64(make_pool: MakePool) -> None:
     assert kinds[33] in ("MemoryError", "deadline")
     assert kinds[50] == "ArithmeticError"
     assert {row for _, row, _ in batch.slowest(2)} <= {3, 9, 33}
-    assert wait_for(lambda: len(workers()) == 2), "at full strength"
+    assert wait_for(lambda: len(workers()) == 4), "at full strength"
     assert pool.score(["fine"] * 8).status == [["ok"]] * 8
 
 
@@ -73,7 +74,10 @@ def test_a_stuck_call_takes_no_others_along_at_the_batch_deadline(make_pool: Mak
 def test_a_stuck_function_does_not_put_the_blame_on_another(make_pool: MakePool) -> None:
     pool = make_pool(functions.naps, functions.count_words, timeout=5, batch_timeout=1, stop_after=2)
     pool.score(["0"])
-    pool.score(["60"] * 16)
+    batch = pool.score(["60"] * 16)
+    no_turn = [failure for failure in batch.failures if failure.kind == "batch deadline, not begun"]
+    assert {failure.function for failure in no_turn} == {"naps", "count_words"}
+    assert all(re.fullmatch(r"(9\d|100)% of the time went to reward naps", failure.detail) for failure in no_turn)
     with pytest.raises(InputError, match="reward naps: it failed on every sample"):
         pool.score(["60"] * 16)
     assert pool._whole_failures["count_words"] == 0
@@ -87,6 +91,12 @@ def test_where_it_was_stuck_is_said(make_pool: MakePool) -> None:
     assert "Segmentation fault" in details[2]
     assert "string_at" in details[2]
     assert "rewards/worker.py" not in details[0] + details[1], "only the function's own frames"
+
+
+def test_any_signal_is_an_error(make_pool: MakePool) -> None:
+    batch = make_pool(functions.obey, timeout=20).score(["signal 6", "signal 9", "signal 40", "fine"])
+    assert [failure.kind for failure in batch.failures] == ["signal 6 (SIGABRT)", "signal 9 (SIGKILL)", "signal 40"]
+    assert batch.status[3] == ["ok"]
 
 
 def test_a_memory_bomb_alone_is_an_error(make_pool: MakePool) -> None:
@@ -186,18 +196,21 @@ def test_a_fork_that_ends_leaves_the_workers_alone(make_pool: MakePool) -> None:
 def test_thirty_stuck_batches_leak_nothing(make_pool: MakePool) -> None:
     pool = make_pool(functions.obey, timeout=0.2, batch_timeout=0.4)
     this = psutil.Process()
-    counts = []
-    for _ in range(30):
-        assert {status for (status,) in pool.score(["spin"] * 64).status} == {"timeout"}
+
+    def stuck(batches: int) -> tuple[int, int, int]:
+        """What this process holds after so many, once the pool is at full strength."""
+        for _ in range(batches):
+            assert {status for (status,) in pool.score(["spin"] * 64).status} == {"timeout"}
+        pool.score(["fine"])
+        assert wait_for(lambda: len(workers()) == 2)
         gc.collect()
-        counts.append((this.num_fds(), this.num_threads(), this.memory_info().rss))
-    assert wait_for(lambda: len(workers()) == 2)
+        return this.num_fds(), this.num_threads(), this.memory_info().rss
+
+    files, threads, memory = stuck(5)
+    found = stuck(25)
+    assert wait_for(lambda: this.num_fds() <= files and this.num_threads() <= threads), found
+    assert found[2] - memory < 8 * 2**20, "less than a third of a MiB a batch"
     assert len(list(pool._processes.folder.iterdir())) <= 5
-    files, threads, memory = zip(*counts[5:], strict=True)
-    # A pool that is being replaced holds a few more for a moment.
-    assert max(files[-5:]) <= max(files[:5]) + 4
-    assert max(threads[-5:]) <= max(threads[:5]) + 1
-    assert memory[-1] - memory[0] < 8 * 2**20, "less than a third of a MiB a batch"
 
 
 PARENT = """
@@ -215,9 +228,9 @@ print("ready", flush=True)
 
 
 @pytest.mark.parametrize("end", ["time.sleep(60)", "raise SystemExit", "pool.close()", "os._exit(0)"])
-def test_workers_end_with_the_process_that_started_them(end: str) -> None:
+def test_workers_end_with_the_process_that_started_them(end: str, tmp_path: Path) -> None:
     """Even those that spin in C, and even if it is killed."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", PARENT.format(end=end)]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -11,7 +11,7 @@ from tests.conftest import write_jsonl
 from tokencredit.cli import app
 from tokencredit.errors import InputError
 from tokencredit.recipes.rewards_schema import parse_rewards
-from tokencredit.rewards import RewardFunction
+from tokencredit.rewards import RewardFunction, RewardPool
 from tokencredit.rewards.builtin import BUILTIN
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,26 @@ def test_failures_are_shown_and_end_with_1(tmp_path: Path) -> None:
         assert words in result.stdout
     (summary,) = [line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["obey"]]
     assert summary[1:7] == ["1", "0", "1", "1", "1", "2"]
+
+
+def test_nothing_steers_the_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither completions and prompts, nor what functions raise, log or are called."""
+    function = {"function": "tests.rewards.reward_functions:writes_to_the_terminal", "name": "\x1b[31mred"}
+    rows = [{"completion": text, "prompt": "\x1b[2J"} for text in ("\x1b]0;yours\x07", "raise")]
+    recipe = {"reward_funcs": [function], "samples": rows, "reward_pool": {"workers": 1}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    result = reward("check", str(tmp_path / "recipe.yaml"))
+    assert result.exit_code == 1, result.stderr
+    assert r"logged \x1b]0;mine\x07\u202e\ud800: 1" in result.stdout
+    assert r"reward \x1b[31mred, sample 1: error (\x1b]0;mine\x07\u202e)" in result.stdout
+    with pytest.raises(InputError) as caught, RewardPool([obey := RewardFunction(**function)], stop_after=1) as pool:
+        pool.score(["raise"])
+    assert obey.name in caught.value.where
+    for text in (result.stdout, result.stderr, str(caught.value), *caplog.messages):
+        assert not {"\x1b", "\x07", "\u202e", "\ud800"} & set(text), text
+    assert len(caplog.messages) == 2
 
 
 def test_rows_from_a_file(tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ def test_a_missing_chat_template_is_said_once(evaluator: Any, caplog: pytest.Log
     ]
 
 
+def test_the_day_does_not_matter(evaluator: Any) -> None:
+    """Of templates that write the date; else the rewards of yesterday would not be found."""
+    _, tokenizer = evaluator
+    template, tokenizer.chat_template = tokenizer.chat_template, "{{ strftime_now('%Y-%m-%d') }}{{ messages }}"
+    try:
+        ((better, _),) = contrastive.contrastive_ids(tokenizer, TEMPLATES, drafts(tokenizer, 1))
+        assert tokenizer.decode(better).replace(" ", "").startswith("1January2025")
+    finally:
+        tokenizer.chat_template = template
+
+
 def test_the_ids_are_used_unchanged_under_both_prompts(evaluator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids that no tokenizer would give for their text."""
     model, tokenizer = evaluator

@@ -69,6 +69,26 @@ def test_a_call_that_ends_meanwhile_takes_nothing_away(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".parquet"}
 
 
+def test_what_a_living_call_wrote_stays_its_own(tmp_path: Path) -> None:
+    """It may be killed after another call has ended."""
+    store = RewardStore(tmp_path)
+    ready, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with store.writer() as writer:
+            writer.add(rows(0, 1))
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            writer.add(rows(2))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.read(ready[0], 1)
+    with store.writer() as writer:
+        writer.add(rows(3))
+    os.write(go[1], b"x")
+    os.waitpid(child, 0)
+    check(store, 0, 1, 2, 3)
+
+
 def test_only_what_is_asked_for_is_found(tmp_path: Path) -> None:
     store = RewardStore(tmp_path)
     assert store.find(KEYS) == {}

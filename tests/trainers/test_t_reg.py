@@ -1,6 +1,7 @@
 """T-REG through the whole trainer: its reductions, its multipliers, where its rewards come from, what is logged."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +405,9 @@ def test_rewards_to_compare_with(model: Path, tmp_path: Path) -> None:
     assert implied.figures.chosen.count == 3
     with pytest.raises(InputError, match="--from-dpo: no folder"):
         command.reward(checked, found.data, limit=1, from_dpo=str(tmp_path / "nowhere"))
+    stream = replace(found.data, train=found.data.train.to_iterable_dataset())
+    with pytest.raises(InputError, match="dataset_streaming: token rewards are computed of the whole data"):
+        command.reward(checked, stream, limit=1)
     with pytest.raises(InputError, match="init: a model from scratch finds no token better"):
         command.parsed({key: value for key, value in recipe.items() if key != "model_name_or_path"} | SCRATCH)
 
