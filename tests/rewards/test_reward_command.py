@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from tests.conftest import write_jsonl
 from tokencredit.cli import app
+from tokencredit.console import out
 from tokencredit.errors import InputError
 from tokencredit.recipes.rewards_schema import parse_rewards
 from tokencredit.rewards import RewardFunction, RewardPool
@@ -20,12 +21,14 @@ OBEY = "tests.rewards.reward_functions:obey"
 
 
 def reward(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["reward", *arguments], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, ["reward", *arguments])
 
 
 @pytest.fixture(autouse=True)
 def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a wide terminal; the console has asked for its width when it was imported."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(out, "_width", 200)
 
 
 def test_list_names_every_reward_and_adapter() -> None:
