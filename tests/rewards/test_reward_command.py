@@ -29,6 +29,7 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a wide terminal; the console has asked for its width when it was imported."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(out, "_width", 200)
+    monkeypatch.setattr(out, "_height", 50)
 
 
 def test_list_names_every_reward_and_adapter() -> None:
