@@ -68,7 +68,7 @@ def reward_spans(rollouts: Rollouts, advantages: Tensor, *, weight: float = 1.0,
 def entropy_advantage(rollouts: Rollouts, advantages: Tensor, *, alpha: float = 0.4, kappa: float = 2.0) -> Tensor:
     """More for tokens chosen among many: A_t ← A_t + min(α H_t, |A_t| / κ), H the entropy, without gradient.
 
-    "Reasoning with Exploration: An Entropy Perspective", arXiv 2506.14758 [N]; α 0.4 and κ 2 are theirs for GRPO [N].
+    "Reasoning with Exploration: An Entropy Perspective", arXiv 2506.14758; the defaults are not checked against it [O].
     κ > 1 keeps the sign. With `alpha=0` what comes in is kept.
     """
     if kappa <= 0:
