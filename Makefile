@@ -17,7 +17,7 @@ quickstart: $(READY)
 
 # Two at a time, module by module in their order, which leaves no long one for the end.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=100 --durations-min=5
 
 # Without what starts several processes or takes more than a few seconds.
 test-fast: $(READY)

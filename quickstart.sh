@@ -13,6 +13,8 @@ case "$seeds" in *[!0-9]* | 0*) echo "error: SEEDS: '$seeds' is no number of see
 case "${1-}" in "" | tune) ;; *) echo "error: '$1' is unknown; give nothing, or tune" >&2 && exit 2 ;; esac
 # Two processes of one thread each: small tensors gain little from a second thread.
 [ "$(getconf _NPROCESSORS_ONLN)" -gt 1 ] && processes=2 || processes=1
+# So is scoring: two threads on cores that have other work wait for each other most of the time.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 spread="use_cpu=true launch=ddp num_processes=$processes"
 arms="continued=sft/addresses_continued weighted=sft/addresses_weighted dpo=preference/addresses_dpo
       tab_po=tab_po/addresses tab_po_sum=tab_po/addresses_sum"

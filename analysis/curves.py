@@ -71,7 +71,7 @@ class Line:
 
     label: str
     style: str
-    steps: Sequence[int]
+    steps: Sequence[float]
     values: Sequence[float]
     colour: int = 0
     dash: int = 0
@@ -80,7 +80,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over the training step that share an axis."""
+    """Lines over the training step, or over another number, that share an axis."""
 
     title: str
     meaning: str = ""
@@ -263,7 +263,7 @@ def _lines(series: Sequence[_Series], runs: list[str]) -> list[Line]:
 
 def payload(groups: Sequence[ChartGroup]) -> dict[str, Any]:
     """The charts as JSON; steps that several lines share are stored once."""
-    axes: dict[tuple[int, ...], int] = {}
+    axes: dict[tuple[float, ...], int] = {}
     found = [
         {
             "title": chart.title,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.analysis.models import load_model, load_tokenizer, max_positions
+from tokencredit.analysis.models import check_positions, load_model, load_tokenizer, max_positions
 from tokencredit.analysis.scores import Answers, Evaluation, Settings, score
 from tokencredit.data.metrics import parse_references
 from tokencredit.errors import InputError
@@ -113,11 +113,7 @@ def _prepare(candidate: Candidate, max_new_tokens: int) -> _Prepared:
     ids = [question(tokenizer, prompt, "").prompt_ids for prompt in candidate.prompts]
     if not all(ids):
         raise InputError("DATA", f"document {ids.index([])} has an empty prompt", "drop it, or give it a prompt")
-    longest, room = max(map(len, ids)), max_positions(candidate.model)
-    if room is not None and longest + max_new_tokens > room:
-        problem = f"{candidate.model!r} has {room} positions, and the longest prompt takes {longest} of them"
-        remedy = f"set max_new_tokens to {room - longest} or less" if longest < room else "shorten the prompts"
-        raise InputError("max_new_tokens", f"{max_new_tokens} is too much: {problem}", remedy)
+    check_positions(candidate.model, max_positions(candidate.model), max(map(len, ids)), max_new_tokens)
     return _Prepared(candidate, tokenizer, ids)
 
 

@@ -43,18 +43,59 @@ def max_positions(name: str) -> int | None:
     Raises:
         InputError: The configuration cannot be loaded.
     """
-    adapter = Path(name) / _ADAPTER
-    if adapter.is_file() and not (Path(name) / "config.json").is_file():
-        name = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    limit = getattr(_load(AutoConfig, "configuration", name), "max_position_embeddings", None)
+    name = adapter_base(name) or name
+    return positions(_load(AutoConfig, "configuration", name))
+
+
+def positions(config: Any) -> int | None:
+    """How many tokens a model with this configuration can take, or None if it does not say."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def load_model(name: str) -> Any:
-    """A saved model in evaluation mode, in the precision it was saved in, on the accelerator if there is one.
+def check_positions(name: str, room: int | None, longest: int, max_new_tokens: int) -> None:
+    """Refuse responses that may become longer than a model can take.
+
+    Args:
+        name: Of the model.
+        room: What it can take with the prompt; None is any length.
+        longest: Tokens of the longest prompt.
+        max_new_tokens: How long a response may be.
+
+    Raises:
+        InputError: Saying how long they may be.
+    """
+    if room is not None and longest + max_new_tokens > room:
+        problem = f"{name!r} has {room} positions, and the longest prompt takes {longest} of them"
+        remedy = f"set max_new_tokens to {room - longest} or less" if longest < room else "shorten the prompts"
+        raise InputError("max_new_tokens", f"{max_new_tokens} is too much: {problem}", remedy)
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that a folder's adapter was trained on; None where the folder holds no adapter, or a whole model.
+
+    Raises:
+        InputError: The adapter does not say.
+    """
+    adapter = Path(name) / _ADAPTER
+    if not adapter.is_file() or (Path(name) / "config.json").is_file():
+        return None
+    try:
+        found = json.loads(adapter.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(adapter), f"cannot be read ({error})", "save the adapter again") from None
+    base = found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    if not isinstance(base, str) or not base:
+        raise InputError(str(adapter), "names no base model", "set base_model_name_or_path in it")
+    return base
+
+
+def load_model(name: str, dtype: str = "auto") -> Any:
+    """A saved model in evaluation mode, on the accelerator if there is one.
 
     Args:
         name: Folder of a model or of a LoRA adapter, or hub name.
+        dtype: Precision, e.g. `float32`; by default that which it was saved in.
 
     Returns:
         The causal language model.
@@ -62,7 +103,7 @@ def load_model(name: str) -> Any:
     Raises:
         InputError: It cannot be loaded, or some of its weights are missing and would be random.
     """
-    model, report = _load(AutoModelForCausalLM, "model", name, dtype="auto", output_loading_info=True)
+    model, report = _load(AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:
         problem = f"{name!r} lacks {len(missing)} of its weights ({missing[0]}, …)"

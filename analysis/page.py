@@ -3,30 +3,60 @@
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import Environment, StrictUndefined
 
 from tokencredit.analysis import curves
-from tokencredit.analysis.token_view import TokenView
+from tokencredit.analysis.whole_files import write_text
 
 SCRIPTS = ("text.js", "tabs.js", "charts.js", "tokens.js", "keys.js")
+SHIFT_SCRIPTS = ("packed.js", "shift.js")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a heading; without a `head` they are pairs of a name and a value."""
+    """Rows of text under a heading; without a `head` they are pairs of a name and a value.
+
+    A `sortable` one is sorted by a column when its heading is pressed.
+    """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    sortable: bool = False
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Counts by two figures.
+
+    Args:
+        title: What they are.
+        axes: Names of the horizontal and the vertical figure.
+        ends: Smallest and largest value of each.
+        cells: Place and share of colour of each cell that is not empty, in a grid of `size` by `size`.
+        size: Cells along an axis.
+    """
+
+    title: str
+    axes: tuple[str, str]
+    ends: tuple[tuple[str, str], tuple[str, str]]
+    cells: Sequence[tuple[int, int, float]]
+    size: int
+
+
+class View(Protocol):
+    """Responses to be shown: a `TokenView`, or the packed one of a comparison."""
+
+    def payload(self) -> dict[str, Any]:
+        """Everything as JSON."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +69,7 @@ class Page:
         facts: Name and value of what the reader wants to know first.
         notes: What is missing or left out.
         charts: Curves.
+        heats: Counts by two figures, after the curves.
         view: The responses.
         tables: Settings and the like, last.
         column: The column that colours the tokens at the start; None is none, and the first in the list.
@@ -49,7 +80,8 @@ class Page:
     facts: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     charts: Sequence[curves.ChartGroup] = ()
-    view: TokenView | None = None
+    heats: Sequence[Heat] = ()
+    view: View | None = None
     tables: Sequence[Table] = field(default_factory=list)
     column: str | None = None
 
@@ -74,7 +106,11 @@ def _hash(text: str) -> str:
 def render(page: Page) -> str:
     """The page as HTML. The same page gives the same text."""
     style = _template("page.css")
-    scripts = [_template(name) for name in SCRIPTS]
+    token_data = page.view.payload() if page.view else {"columns": [], "responses": [], "texts": []}
+    shift = "packed" in token_data
+    # What starts them stands at the end of the last.
+    names = (*SCRIPTS[:-1], *SHIFT_SCRIPTS, SCRIPTS[-1]) if shift else SCRIPTS
+    scripts = [_template(name) for name in names]
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -88,12 +124,13 @@ def render(page: Page) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_template("page.html.j2")).render(
         page=page,
+        shift=shift,
         panels=_panels(page),
         policy=policy,
         style=style,
         scripts=scripts,
         chart_data=embedded(curves.payload(page.charts)),
-        token_data=embedded(page.view.payload() if page.view else {"columns": [], "responses": [], "texts": []}),
+        token_data=embedded(token_data),
     )
 
 
@@ -105,17 +142,19 @@ def _panels(page: Page) -> list[dict[str, Any]]:
             "title": group.title,
             "size": len(group.charts),
             "charts": list(islice(numbered, len(group.charts))),
+            "heats": (),
             "table": None,
         }
         for group in page.charts
     ]
+    if panels and page.heats:
+        panels[0] |= {"heats": page.heats, "size": panels[0]["size"] + len(page.heats)}
     return panels + [
-        {"title": table.title, "size": len(table.rows), "charts": (), "table": table} for table in page.tables
+        {"title": table.title, "size": len(table.rows), "charts": (), "heats": (), "table": table}
+        for table in page.tables
     ]
 
 
 def write(page: Page, path: Path) -> None:
     """Write the page in one step: a browser that reloads sees the old page or the new, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render(page), encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_text(render(page), path)

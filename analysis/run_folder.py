@@ -89,23 +89,28 @@ def _recipe(path: Path) -> dict[str, Any] | None:
 
 def _environment(path: Path) -> dict[str, Any] | None:
     text = _text(path)
-    return _object(path, 1, text) if text else None
+    return json_object(path, 1, text) if text else None
 
 
 def _lines(path: Path) -> list[tuple[str, Line]]:
     """(where, line) of a file of JSON lines."""
     # What follows the last newline of a run that is still going was not finished.
     complete = _text(path).split("\n")[:-1]
-    return [(f"{path} line {n}", _object(path, n, line)) for n, line in enumerate(complete, 1) if line]
+    return [(f"{path} line {n}", json_object(path, n, line)) for n, line in enumerate(complete, 1) if line]
 
 
-def _object(path: Path, number: int, text: str) -> Line:
+def json_object(path: Path, number: int, text: str, remedy: str = "remove the line") -> Line:
+    """The object of a line of a file.
+
+    Raises:
+        InputError: It is none, with `remedy`.
+    """
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path} line {number}", f"is not JSON ({error})", "remove the line") from None
+        raise InputError(f"{path} line {number}", f"is not JSON ({error})", remedy) from None
     if not isinstance(found, dict):
-        raise InputError(f"{path} line {number}", f"{text[:40]!r} is no object", "remove the line")
+        raise InputError(f"{path} line {number}", f"{text[:40]!r} is no object", remedy)
     return found
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
@@ -23,12 +23,14 @@ class Column:
         meaning: One line, shown beside the legend.
         diverging: Whether 0 divides two directions; None decides it by the signs of the numbers.
         coloured: Whether it can be chosen as the colour; what cannot stands only in the details of a token.
+        limit: The value of full colour, where it is known beforehand; None finds one that most values stay below.
     """
 
     name: str
     meaning: str = ""
     diverging: bool | None = None
     coloured: bool = True
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ class TokenView:
             raise InputError(column.name, "holds both numbers and texts", "use two columns")
         if texts:
             return Scale("labels", labels=tuple(dict.fromkeys(texts)))
-        return number_scale((value for value in values if not isinstance(value, str)), column.diverging)
+        scale = number_scale((value for value in values if not isinstance(value, str)), column.diverging)
+        return scale if column.limit is None or scale.kind == "constant" else replace(scale, limit=column.limit)
 
     def payload(self) -> dict[str, Any]:
         """Everything as JSON: texts once each in a table, numbers with four significant digits."""

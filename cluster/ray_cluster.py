@@ -64,6 +64,37 @@ def check_address(address: str) -> None:
         raise InputError(where, f"unknown address {address!r}", "give local, auto or host:port")
 
 
+@contextlib.contextmanager
+def called_ray() -> Iterator[None]:
+    """Name the cluster as a command's `--ray` does and not by a recipe's key."""
+    try:
+        yield
+    except InputError as error:
+        if not error.where.startswith("launch.ray"):
+            raise
+        raise InputError("--ray", error.problem, error.remedy.replace("launch.ray=", "--ray ")) from None
+
+
+@contextlib.contextmanager
+def worker_failures() -> Iterator[None]:
+    """Say in one line why a command's worker failed; wrong input that it found stays as it is."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, InputError):
+            raise cause from None
+        reason = " ".join(str(cause or error).split())[-300:]
+        raise InputError("--ray", f"a worker failed ({reason})", "check that every node has the models") from None
+
+
+def same_place(name: str) -> str:
+    """A model's name as workers find it, which may stand in another folder: a folder by its whole path."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
 def find_cluster(address: str) -> Cluster:
     """What the cluster at an address has, after joining it; `local` is this machine, where nothing is started yet.
 

@@ -14,7 +14,7 @@ from typing import Any
 from tokencredit.cluster.plan import Plan, cpu_count
 from tokencredit.cluster.ray_cluster import cluster, temporary_folder
 from tokencredit.cluster.ray_plan import worker_resources
-from tokencredit.cluster.ray_worker import Desk, News, Order, work
+from tokencredit.cluster.ray_worker import Desk, News, Order, end_when_refused, work
 from tokencredit.recipes.schema import RayLaunch, Recipe, is_secret
 
 _POLL_S = 0.2
@@ -65,6 +65,7 @@ def _trainer(recipe: Recipe, spec: RayLaunch, plan: Plan, storage: str, order: O
             name=f"{Path(recipe.output_dir).name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=spec.max_failures),
+            callbacks=[end_when_refused(order.desk)],
             worker_runtime_env={"env_vars": _environment(recipe, spec, plan)},
         ),
     )
@@ -134,6 +135,8 @@ def _follow(fit: Callable[[], Any], desk: Any, workers: int) -> int:
             return 1
         _say(news)
         if news.refusal is not None:
+            # A thread that stands in Ray while the command leaves the cluster can end the process with a signal.
+            thread.join(_PATIENCE_S)
             raise news.refusal
         waiting.look(news)
     if not failure:

@@ -56,6 +56,10 @@ class Desk:
         """Take wrong input, which no further attempt would mend."""
         self.news.refusal = self.news.refusal or error
 
+    def refusal(self) -> InputError | None:
+        """Wrong input that a worker met."""
+        return self.news.refusal
+
     def take(self) -> News:
         """Called by the command."""
         taken, self.news = self.news, News([], self.news.attempts, self.news.failed, self.news.refusal)
@@ -79,6 +83,21 @@ class Order:
     secrets: dict[str, str]
     folder: str
     desk: Any
+
+
+def end_when_refused(desk: Any) -> Any:
+    """A callback of Ray Train that ends the run when a worker has refused its input, whatever attempts are left."""
+    import ray
+    from ray.train import UserCallback
+
+    class EndWhenRefused(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            refusal = ray.get(desk.refusal.remote())
+            if refusal is not None:
+                # From here it reaches the controller, which tries again after errors of workers only.
+                raise refusal
+
+    return EndWhenRefused()
 
 
 def work(order: Order) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokencredit.data.builtin import US_ADDRESSES
+from tokencredit.data.worked_sums import worked_sums
 from tokencredit.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
-BUILTIN = {"us_addresses"}
+BUILTIN = {"us_addresses", "worked_sums"}
 
 CONFUSION_SUFFIX = ".confusion.json"
 """Ends the name of what `tokencredit pairs` writes beside its pairs, which is no data to train on."""
@@ -98,6 +99,12 @@ def _slice_saved(saved: Any, split: str) -> Any:
 def _load_builtin(name: str, split: str, config: str | None) -> Any:
     import datasets
 
+    if name == "worked_sums":
+        if config is not None:
+            raise ValueError(f"unknown configuration {config!r}, it has none")
+        split_name, part = split_expression(split)
+        rows = worked_sums(split_name)
+        return datasets.Dataset.from_list([rows[index] for index in part(len(rows))])
     folder = builtin_folder(name)
     splits = {path.stem: str(path) for path in sorted(folder.glob("*.jsonl"))}
     labelled = datasets.load_dataset("json", data_files=splits, split=split if config is None else None)

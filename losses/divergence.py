@@ -7,6 +7,11 @@ from torch import Tensor
 
 from tokencredit.losses.ops import check_shapes, zero_padding
 
+MAX_JS = math.nextafter(math.log(2), 0) - 2**-25
+"""ln 2 as it comes out in float32 when rounded down: rounded to the nearest it lies above."""
+
+_FEW = 256
+
 
 def js_divergence(logits_p: Tensor, logits_q: Tensor, *, top_p: float | None = None) -> Tensor:
     """Jensen-Shannon divergence of two distributions, in nats.
@@ -21,10 +26,11 @@ def js_divergence(logits_p: Tensor, logits_q: Tensor, *, top_p: float | None = N
         logits_p: Of the one model, `[..., V]`; −∞ is a probability of 0.
         logits_q: Of the other, same shape.
         top_p: Cut each distribution to the fewest tokens whose probabilities reach this sum and bring it back to one,
-            as the paper does with 0.7 [N]. That can raise the divergence; None compares the whole vocabulary [O].
+            as the paper does with 0.7 [N]; those as probable as the last of them stay too [O]. That can raise the
+            divergence; None compares the whole vocabulary [O].
 
     Returns:
-        float32 `[...]`.
+        float32 `[...]`, never above ln 2.
 
     Raises:
         ValueError: If the shapes disagree, or top_p is outside (0, 1].
@@ -37,7 +43,7 @@ def js_divergence(logits_p: Tensor, logits_q: Tensor, *, top_p: float | None = N
         raise ValueError(f"top_p is {top_p}, but must be in (0, 1]")
     log_p, log_q = (logits.detach().float().log_softmax(-1) for logits in (logits_p, logits_q))
     if top_p is not None and top_p < 1:
-        log_p, log_q = _cut(log_p, top_p), _cut(log_q, top_p)
+        log_p, log_q = cut(log_p, top_p), cut(log_q, top_p)
     p, q = log_p.exp(), log_q.exp()
     d = (log_q - log_p).masked_fill((p == 0) & (q == 0), 0.0)
     # With h(d) = ln((1 + e^d) / 2) each token adds −½ (p h(d) + q h(−d)). Where d is small both are near ±d/2 and
@@ -45,7 +51,7 @@ def js_divergence(logits_p: Tensor, logits_q: Tensor, *, top_p: float | None = N
     small = d.masked_fill(d.abs() > 1, 0.0)
     near = (q - p) * small / 2 - (p + q) * torch.log1p(2 * torch.sinh(small / 4) ** 2)
     far = -_product(p, _log_mean_ratio(d)) - _product(q, _log_mean_ratio(-d))
-    return (torch.where(d.abs() > 1, far, near).sum(-1) / 2).clamp(0.0, math.log(2))
+    return (torch.where(d.abs() > 1, far, near).sum(-1) / 2).clamp(0.0, MAX_JS)
 
 
 def divergence_weights(log_ratio: Tensor, mask: Tensor, *, scale: float = 0.3, sharpness: float = 10.0) -> Tensor:
@@ -75,13 +81,29 @@ def divergence_weights(log_ratio: Tensor, mask: Tensor, *, scale: float = 0.3, s
     return 1 + scale * (torch.sigmoid(sharpness * k3) - 0.5)
 
 
-def _cut(log_probs: Tensor, top_p: float) -> Tensor:
-    """The fewest most probable tokens that reach `top_p`, brought back to one; −∞ elsewhere."""
-    ranked, order = log_probs.sort(dim=-1, descending=True)
-    before = ranked.exp().cumsum(-1) - ranked.exp()
-    ranked = ranked.masked_fill(before >= top_p, -torch.inf)
-    kept = torch.full_like(log_probs, -torch.inf).scatter(-1, order, ranked)
-    return kept - kept.logsumexp(-1, keepdim=True)
+def cut(log_probs: Tensor, top_p: float) -> Tensor:
+    """Log-probabilities `[..., V]` of the `nucleus` alone, brought back to one; −∞ elsewhere."""
+    return log_probs.masked_fill(~nucleus(log_probs.exp(), top_p), -torch.inf).log_softmax(-1)
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """The fewest most probable tokens whose probabilities reach `top_p`, and those as probable as the last of them.
+
+    Args:
+        probabilities: `[..., V]`, each row summing to one.
+        top_p: In (0, 1].
+
+    Returns:
+        Which tokens stay, bool `[..., V]`.
+    """
+    if top_p >= 1:
+        return torch.ones_like(probabilities, dtype=torch.bool)
+    # The few most probable ones nearly always suffice, and sorting a whole vocabulary costs more than all the rest.
+    ranked = probabilities.topk(min(_FEW, probabilities.shape[-1])).values
+    if bool((ranked.sum(-1) < top_p).any()):
+        ranked = probabilities.sort(dim=-1, descending=True).values
+    last = (ranked.cumsum(-1) < top_p).sum(-1, keepdim=True).clamp(max=ranked.shape[-1] - 1)
+    return probabilities >= ranked.gather(-1, last)
 
 
 def _log_mean_ratio(d: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from itertools import islice
 from typing import Any
 
+from tokencredit.data.boxed import boxed
 from tokencredit.data.functions import load_function
 from tokencredit.data.metrics import json_records
 from tokencredit.errors import InputError
@@ -18,7 +19,7 @@ from tokencredit.trainers.callbacks import JsonlMetrics, ProgressLines, RunEnvir
 from tokencredit.trainers.checkpoints import CheckpointManifest
 from tokencredit.trainers.task_metric import Metric, TaskMetricCallback, question
 
-TASK_METRICS: dict[str, Metric] = {"json_records": json_records}
+TASK_METRICS: dict[str, Metric] = {"json_records": json_records, "boxed": boxed}
 
 
 def build_trainer(recipe: Recipe, data: RecipeData) -> Any:

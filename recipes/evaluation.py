@@ -49,15 +49,39 @@ def evaluate_models(
     """
     named = labelled(models)
     given = None if recipe is None else (recipe, parse_recipe(read_recipe(recipe, [])))
-    dataset, split = _documents(settings)
+    dataset, split = documents(settings.data, settings.split, settings.config, settings.limit)
     candidates = []
     for label, model in named:
-        origin, own = given or _own_recipe(model, set(dataset.column_names)) or (None, None)
+        origin, own = given or own_recipe(model, set(dataset.column_names)) or (None, None)
         if own is None:
             load_tokenizer(model)  # a misspelt folder has no recipe: say so before the data is found lacking
         prompts, references = _questions(dataset, own)
         candidates.append(Candidate(label, model, prompts, references, origin))
     return evaluate(candidates, replace(settings, split=split), versions=versions(), progress=progress)
+
+
+def prompts_of(model: str, settings: Settings, *, recipe: str | None = None) -> list[Any]:
+    """The prompts of some data, as a model is asked: texts or chats.
+
+    Args:
+        model: Folder or hub name.
+        settings: What names the data.
+        recipe: File or built-in name of a recipe that makes the prompts, instead of the model's own.
+
+    Raises:
+        InputError: The data cannot be loaded, or no prompts can be made of it.
+    """
+    rows: Any = documents(settings.data, settings.split, settings.config, settings.limit, called="--prompts")[0]
+    given = None if recipe is None else (recipe, parse_recipe(read_recipe(recipe, [])))
+    found = given or (None if "prompt" in rows.column_names else own_recipe(model, set(rows.column_names)))
+    with called_data("--prompts"):
+        if found is not None:
+            rows = with_own_columns(found[1].own, "evaluation", rows)
+        if "prompt" not in rows.column_names:
+            problem = f"the columns are {', '.join(sorted(rows.column_names))}, and none is prompt"
+            raise InputError("--prompts", problem, "give a recipe with prompt_template with --recipe")
+        check_types("evaluation", rows, {"prompt"})
+    return list(rows["prompt"])
 
 
 def labelled(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -91,31 +115,44 @@ def labelled(models: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _documents(settings: Settings) -> tuple["Dataset", str]:
-    """The rows to evaluate on, and the split they are from."""
-    name = absolute_paths({"dataset_name": settings.data}, Path.cwd())["dataset_name"]
-    split = settings.split or ("train" if Path(name).is_file() else "test")
-    with _called_data():
-        dataset: Any = load_split(name, split, config=settings.config)
-    if settings.limit is not None:
-        dataset = dataset.select(range(min(settings.limit, len(dataset))))
+def documents(
+    data: str, split: str | None, config: str | None, limit: int | None, *, called: str = "DATA"
+) -> tuple["Dataset", str]:
+    """The rows to evaluate on, and the split they are from.
+
+    Args:
+        data: A file, a folder, a built-in or a hub name.
+        split: By default `test`, and `train` of a single file.
+        config: Of the data.
+        limit: Take the first so many.
+        called: What the command calls the data.
+
+    Raises:
+        InputError: There are none.
+    """
+    name = absolute_paths({"dataset_name": data}, Path.cwd())["dataset_name"]
+    split = split or ("train" if Path(name).is_file() else "test")
+    with called_data(called):
+        dataset: Any = load_split(name, split, config=config)
+    if limit is not None:
+        dataset = dataset.select(range(min(limit, len(dataset))))
     if not len(dataset):
-        raise InputError("DATA", f"{settings.data!r} has no documents in split {split}", "give at least one")
+        raise InputError(called, f"{data!r} has no documents in split {split}", "give at least one")
     return dataset, split
 
 
 @contextmanager
-def _called_data() -> Iterator[None]:
+def called_data(called: str = "DATA") -> Iterator[None]:
     """Name the data as the command does and not by a recipe's key."""
     try:
         yield
     except InputError as error:
         if error.where != "dataset_name":
             raise
-        raise InputError("DATA", error.problem, error.remedy) from None
+        raise InputError(called, error.problem, error.remedy) from None
 
 
-def _own_recipe(model: str, columns: set[str]) -> tuple[str, Recipe] | None:
+def own_recipe(model: str, columns: set[str]) -> tuple[str, Recipe] | None:
     """The recipe that says how a model is asked, and its file."""
     seen: set[Path] = set()
     first: tuple[str, Recipe] | None = None
@@ -144,7 +181,7 @@ def _recipe_file(folder: Path) -> Path | None:
 def _questions(dataset: "Dataset", recipe: Recipe | None) -> tuple[list[Any], list[str]]:
     """Prompts and gold answers."""
     rows: Any = dataset
-    with _called_data():
+    with called_data():
         if recipe is not None:
             rows = with_own_columns(recipe.own, "evaluation", rows)
         wanted = ("completion",) if recipe is None else (recipe.method.reference, "completion")

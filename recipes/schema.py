@@ -75,7 +75,7 @@ class TaskMetric(_Section):
     """Greedy answers to the evaluation prompts, scored by a function, as `eval_<name>` of the trainer."""
 
     function: str
-    """`json_records` or `module:function`, called as `fn(predictions, references) -> dict[str, float]`."""
+    """`json_records`, `boxed` or `module:function`, called as `fn(predictions, references) -> dict[str, float]`."""
     max_new_tokens: int = Field(default=256, ge=1)
     limit: int | None = Field(default=None, ge=1)
     """Score the first so many evaluation rows only."""

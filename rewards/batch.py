@@ -4,9 +4,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any
 
-from tokencredit.errors import InputError
 from tokencredit.rewards.call import Outcome
 from tokencredit.rewards.contract import Reward, Status
 
@@ -97,6 +96,25 @@ class RewardBatch:
             first.setdefault((failure.function, failure.kind), failure)
         return list(first.values())
 
+    def replaced(self, rows: Sequence[int], other: "RewardBatch") -> "RewardBatch":
+        """This batch with the samples of another one in these rows."""
+        place = {row: number for number, row in enumerate(rows)}
+
+        def merge(mine: list[Any], theirs: list[Any]) -> list[Any]:
+            return [theirs[place[row]] if row in place else value for row, value in enumerate(mine)]
+
+        kept = [failure for failure in self.failures if failure.row not in place]
+        moved = [replace(failure, row=rows[failure.row]) for failure in other.failures]
+        order = {name: number for number, name in enumerate(self.names)}
+        return RewardBatch(
+            names=self.names,
+            values=merge(self.values, other.values),
+            status=merge(self.status, other.status),
+            seconds=merge(self.seconds, other.seconds),
+            rewards=merge(self.rewards, other.rewards),
+            failures=sorted([*kept, *moved], key=lambda failure: (order[failure.function], failure.row)),
+        )
+
     def metrics(self) -> dict[str, float]:
         """`rewards/<name>/…` of every function.
 
@@ -116,86 +134,6 @@ class RewardBatch:
         return found
 
 
-Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
-Scale = Literal["group", "batch", "none"]
-_EPSILON = 1e-4
-
-
-def advantages(
-    values: Sequence[Sequence[float | None]],
-    group_size: int,
-    *,
-    weights: Sequence[float] | None = None,
-    aggregation: Aggregation = "sum_then_normalize",
-    scale_rewards: Scale = "group",
-) -> list[float]:
-    """Advantages of the completions of a batch from the values of several functions, as GRPO in TRL 1.16 makes them.
-
-    Args:
-        values: `RewardBatch.values` `[B][F]`, the completions of one prompt one after the other; None counts for
-            nothing.
-        group_size: Completions per prompt `G`.
-        weights: One factor per function; 1 by default.
-        aggregation: TRL's `multi_objective_aggregation`. `sum_then_normalize`: (r − mean of the group) / (std + 1e-4)
-            of the weighted sums r. `normalize_then_sum` (GDPO, arXiv 2601.05242): each function on its own in its
-            group, then the weighted sums in the batch.
-        scale_rewards: TRL's, for `sum_then_normalize`: the std is that of the group or of the batch, or there is none.
-
-    Returns:
-        Advantages `[B]`; 0 for a completion without any value, or whose std is that of a single value.
-
-    Raises:
-        InputError: The batch is no whole number of groups, there is another number of weights than functions, or an
-            unknown way is asked for.
-    """
-    functions = len(values[0]) if values else 0
-    factors = [1.0] * functions if weights is None else list(weights)
-    _check_aggregation(len(values), group_size, functions, factors, aggregation, scale_rewards)
-    rows = _with_nan(values)
-    if aggregation == "normalize_then_sum":
-        columns = [_by_group(list(column), group_size) for column in zip(*rows, strict=True)]
-        sums = [_weighted(row, factors, empty=0.0) for row in zip(*columns, strict=True)]
-        found = _normalised([total if _known(row) else math.nan for total, row in zip(sums, rows, strict=True)])
-    else:
-        sums = [_weighted(row, factors) for row in rows]
-        scale = {"group": None, "batch": _scale(sums), "none": 1.0}[scale_rewards]
-        found = _by_group(sums, group_size, scale)
-    return [0.0 if math.isnan(value) else value for value in found]
-
-
-def _check_aggregation(
-    rows: int, group_size: int, functions: int, weights: Sequence[float], aggregation: str, scale: str
-) -> None:
-    for name, given, known in (
-        ("multi_objective_aggregation", aggregation, get_args(Aggregation)),
-        ("scale_rewards", scale, get_args(Scale)),
-    ):
-        if given not in known:
-            raise InputError(name, f"unknown way {given!r}", f"choose one of {', '.join(known)}")
-    if group_size < 1 or rows % group_size:
-        raise InputError("group_size", f"{rows} completions are no groups of {group_size}", "give whole groups")
-    if len(weights) != functions:
-        raise InputError("reward_weights", f"{len(weights)} weights for {functions} functions", "give one per function")
-
-
-def _by_group(values: list[float], size: int, scale: float | None = None) -> list[float]:
-    groups = [values[start : start + size] for start in range(0, len(values), size)]
-    return [value for group in groups for value in _normalised(group, scale)]
-
-
-def _normalised(values: list[float], scale: float | None = None) -> list[float]:
-    """Centred at the mean of the values there are, and divided by the scale given, or their own."""
-    mean = _mean(known) if (known := _known(values)) else math.nan
-    divisor = _scale(values) if scale is None else scale
-    return [(value - mean) / divisor for value in values]
-
-
-def _scale(values: list[float]) -> float:
-    """The std of the values there are and a little; NaN, as there is no std, for a single one of several."""
-    known = _known(values)
-    return _EPSILON + (_std(known) if len(known) > 1 else 0.0 if len(values) == 1 else math.nan)
-
-
 def _with_nan(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
     return [[math.nan if value is None else value for value in row] for row in values]
 
@@ -208,11 +146,11 @@ def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _weighted(row: Sequence[float], factors: Sequence[float], empty: float = math.nan) -> float:
+def _weighted(row: Sequence[float], factors: Sequence[float]) -> float:
     """The weighted sum of the values there are; NaN if it is not finite."""
     terms = _known([value * factor for value, factor in zip(row, factors, strict=True)])
     try:
-        return math.fsum(terms) if terms else empty
+        return math.fsum(terms) if terms else math.nan
     except (OverflowError, ValueError):
         return math.nan
 

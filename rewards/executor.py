@@ -25,7 +25,6 @@ from tokencredit.rewards.call import Outcome, failed
 from tokencredit.rewards.contract import Status
 from tokencredit.rewards.processes import LEFT, Context, kill_group
 
-_LOOKS = 20
 _MARGIN = 0.1
 """Seconds for a worker to get from looking at the clock to the call."""
 
@@ -66,30 +65,44 @@ class _Manager(PoolManager):
     """Pebble's, but patient with the news of a worker that died at once, and not with workers that never get ready.
 
     A worker says which task it has taken, and its death may be seen before that is read. Pebble would then give the
-    task up for its deadline only, or, if no other task runs, declare the whole pool broken. Those that die before they
-    take one it would replace for ever.
+    task up for its deadline only, or, if no other task runs, declare the whole pool broken. So a death waits until all
+    that the worker had said is read. Those that die before they take a task Pebble would replace for ever.
     """
 
     def __init__(self, pool: ProcessPool, context: Context, folder: Path) -> None:
         super().__init__(pool._context, context)
         self._folder = folder
+        self._quiet = 0
+        self._dead: dict[int, tuple[int | None, int]] = {}
         self._falls: list[float] = []
         self.fall: tuple[int, str] | None = None
         """If workers do not get ready: place of the function that they were loading (or -1), and how they ended."""
 
+    def process_next_message(self, timeout: float) -> None:
+        channel: Any = self.worker_manager.pool_channel
+        with contextlib.suppress(OSError):  # of one that was closed, which Pebble knows how to take
+            self._quiet += not channel.poll(0)
+        super().process_next_message(timeout)
+
     def find_expired_task(self, worker_id: int) -> Task:
-        for _ in range(_LOOKS):
-            for task in list(self.task_manager.tasks.values()):
-                if task.worker_id == worker_id:
-                    return task
-            time.sleep(0.01)
+        for task in list(self.task_manager.tasks.values()):
+            if task.worker_id == worker_id:
+                return task
         raise LookupError("it had no task")
+
+    def update_workers(self) -> None:
+        super().update_workers()  # type: ignore[no-untyped-call]
+        for pid, (code, quiet) in list(self._dead.items()):
+            # The first look may have begun before the death; whatever the worker said was there at the second.
+            if self._quiet >= quiet + 2:
+                del self._dead[pid]
+                super().handle_worker_expiration((pid, code))
 
     def handle_worker_expiration(self, expiration: tuple[int, int | None]) -> None:
         pid, code = expiration
         place = worker.read_fall(self._folder, pid)
         if place is None:
-            super().handle_worker_expiration(expiration)
+            self._dead[pid] = code, self._quiet
             return
         now = time.monotonic()
         self._falls = [*(fall for fall in self._falls if now - fall < START_SECONDS), now]

@@ -30,17 +30,17 @@ def batch_trees(
     whole: bool = False,
     multiple_of: int | None = None,
 ) -> dict[str, Tensor]:
-    """Merge the sequences of a batch that is padded on the right, where one forward over trees costs less [O].
+    """Merge the sequences of a padded batch, where one forward over trees costs less [O].
 
     The cost is that of `grouped`, over all lines and their padding, against half the attention for the padded batch,
     whose kernels skip what a causal mask hides. A saving below a twentieth does not count: masks have to be made.
 
     Args:
         input_ids: `[S, T]`.
-        attention_mask: `[S, T]`, 1 on tokens.
+        attention_mask: `[S, T]`, 1 on tokens, which stand next to each other: padding is before or behind them.
         scored: `[S, T]`, 1 on the tokens whose numbers are wanted.
         hidden_size: Of the model.
-        always: Lay out trees, whatever they cost.
+        always: Lay out trees, whatever they cost, unless nothing is scored.
         whole: Give the last token of a sequence a row too, and return `weights`: for the load of a model's experts.
         multiple_of: Rows per line are padded to a multiple of it.
 
@@ -48,15 +48,16 @@ def batch_trees(
         `counts` `[3]`: the rows of the trees, what they would be without sharing, and 1 if trees are laid out; then
         also what the module's docstring names, with `places` `[S, T − 1]`, −1 where nothing is scored.
     """
-    lengths = attention_mask.sum(1).tolist()
+    lengths, starts = attention_mask.sum(1).tolist(), attention_mask.argmax(1).tolist()
     last = [_END] if whole else []
-    sequences = [row[:length] + last for row, length in zip(input_ids.tolist(), lengths, strict=True)]
+    rows_given = zip(input_ids.tolist(), starts, lengths, strict=True)
+    sequences = [row[start : start + length] + last for row, start, length in rows_given]
     max_rows = max(2 * max(map(len, sequences)), MAX_ROWS)
     trees, members = packed_trees(sequences, grouped(sequences, hidden_size=hidden_size, max_rows=max_rows))
     rows = max(map(len, trees))
     cost = len(trees) * rows * (1 + rows / (6 * hidden_size))
     padded = input_ids.numel() * (1 + input_ids.size(1) / (12 * hidden_size))
-    used = always or cost < _WORTH_IT * padded
+    used = bool(scored[:, 1:].any()) and (always or cost < _WORTH_IT * padded)
     alone = sum(len(sequence) - 1 for sequence in sequences)
     found = {"counts": torch.tensor([sum(map(len, trees)), alone, int(used)])}
     if not used:
@@ -67,7 +68,8 @@ def batch_trees(
     for tree, own_rows in zip(trees, members, strict=True):
         for row, own in zip(own_rows, tree.places, strict=True):
             # Nothing predicts what follows the last token.
-            places[row, : lengths[row] - 1] = offset + own[: lengths[row] - 1]
+            predicted = slice(starts[row], starts[row] + lengths[row] - 1)
+            places[row, predicted] = offset + own[: lengths[row] - 1]
         offset += len(tree.heads)
     places[~scored[:, 1:].bool().numpy()] = -1
     wanted, places[places >= 0] = np.unique(places[places >= 0], return_inverse=True)

@@ -19,8 +19,12 @@ by that name when TRL changes under it:
   `_precompute_ref_logps`; read: `_metrics`, `_total_train_tokens`, `_tokenizer`, `_tp_size`, `_precompute_engine`,
   `aux_loss_enabled`, `router_aux_loss_coef`;
 - of `trl.GRPOTrainer`, overridden (in `trainers/token_grpo.py`): `_generate`, `_calculate_rewards`,
-  `_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`, `_get_per_token_logps_and_entropies`; read:
-  `_buffered_inputs`, `_step`, `_metrics`, `_tokenizer`, `_log_completion_extra`, `_log_metric`.
+  `_generate_and_score_completions`, `_prepare_inputs`, `_compute_loss`, `_get_per_token_logps_and_entropies`,
+  `_save_checkpoint`, `_load_optimizer_and_scheduler`; read: `_buffered_inputs`, `_step`, `_metrics`, `_tokenizer`,
+  `_log_completion_extra`, `_log_metric`, `_pending_extra_logs`;
+- of the same, that log-probabilities come from one call of the model for each batch, by keywords, that `_generate` gets
+  the list of prompts and `_calculate_rewards` the list of rows which the trainer goes on with, and that the first five
+  things that `_generate` returns are lists with an entry per row (`trainers/grpo_refill.py`).
 """
 
 from collections.abc import Callable, Iterator

@@ -40,6 +40,9 @@ def test_help_imports_nothing_heavy() -> None:
         "eval",
         "report",
         "reward",
+        "probe",
+        "shift",
+        "cross-sample",
     ):
         assert command in done.stdout
 
@@ -70,6 +73,7 @@ def test_telemetry_of_the_libraries_is_off() -> None:
 # What a user has to make first.
 # Data that is not in the package: made by another command, or on the hub.
 ELSEWHERE = {
+    "spae/dapo-math_r1-distill-qwen-7b": "open-r1/DAPO-Math-17k-Processed",
     "sft/scierc": "runs/scierc",
     "tab_po/scierc": "runs/pairs-scierc",
     "pairs/scierc": "runs/scierc",

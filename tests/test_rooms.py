@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "trainers": {"data", "losses", "scoring", "rewards"},
     "analysis": {"data", "losses", "scoring", "rewards", "trainers"},
     "recipes": {"data", "rewards", "trainers", "analysis"},
-    "cluster": {"data", "recipes", "trainers"},
+    "cluster": {"analysis", "data", "recipes", "scoring", "trainers"},
     "tokencredit": {"analysis", "cluster", "data", "recipes", "rewards", "scoring", "trainers"},
 }
 ROOMS = [name for name in MAY_IMPORT if name != "tokencredit"]

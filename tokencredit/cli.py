@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from tokencredit import data_commands, reward_commands, run_commands
+from tokencredit import (
+    cross_commands,
+    data_commands,
+    probe_commands,
+    reward_commands,
+    run_commands,
+    shift_commands,
+)
 from tokencredit.console import input_errors, out
 from tokencredit.errors import InputError
 
@@ -27,6 +34,9 @@ app.command()(data_commands.pairs)
 app.command("token-rewards")(data_commands.token_rewards)
 app.command("eval")(data_commands.evaluate)
 app.command()(data_commands.report)
+app.command("cross-sample")(cross_commands.cross_sample)
+app.command()(probe_commands.probe)
+app.command()(shift_commands.shift)
 app.command()(run_commands.merge)
 app.command("import-gguf")(run_commands.import_gguf)
 reward_app.command("list")(reward_commands.list_rewards)

@@ -8,6 +8,8 @@ from typing import Any
 _CLASSES = {
     "PreferenceConfig": "preference",
     "PreferenceTrainer": "preference",
+    "SPAEConfig": "spae_config",
+    "SPAETrainer": "spae",
     "TABPOConfig": "tab_po",
     "TABPOTrainer": "tab_po",
     "TREGConfig": "t_reg",
@@ -63,6 +65,11 @@ class Method:
 
 
 _PAIRS = (frozenset({"chosen", "rejected"}),)
+
+_GRPO_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo"),
+    "scale_rewards": ("group", "batch", "none"),
+}
 
 METHODS: dict[str, Method] = {
     "sft": Method(
@@ -124,10 +131,14 @@ METHODS: dict[str, Method] = {
         config="tokencredit.trainers.token_grpo_config:TokenGRPOConfig",
         columns=(frozenset({"prompt"}),),
         reference="completion",
-        choices={
-            "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo"),
-            "scale_rewards": ("group", "batch", "none"),
-        },
+        choices=_GRPO_CHOICES,
+    ),
+    "spae": Method(
+        trainer="tokencredit.trainers.spae:SPAETrainer",
+        config="tokencredit.trainers.spae_config:SPAEConfig",
+        columns=(frozenset({"prompt"}),),
+        reference="answer",
+        choices=_GRPO_CHOICES,
     ),
 }
 """A new trainer is one entry here."""

@@ -126,7 +126,8 @@ class ProgressLines(TrainerCallback):
 def is_result(name: str) -> bool:
     """Whether a figure of an evaluation is worth a place in the line (all of them are in `metrics.jsonl`)."""
     bookkeeping = ("_runtime", "_per_second", "_num_tokens", "_entropy", "_precision", "_recall")
-    return not name.endswith(bookkeeping) and not name.startswith(("eval_logits", "eval_logps"))
+    beginnings = ("eval_logits", "eval_logps", "eval_completions/", "eval_time/", "eval_clip_ratio/")
+    return not name.endswith(bookkeeping) and not name.startswith(beginnings)
 
 
 class RunEnvironment(TrainerCallback):

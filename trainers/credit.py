@@ -68,8 +68,9 @@ def reward_spans(rollouts: Rollouts, advantages: Tensor, *, weight: float = 1.0,
 def entropy_advantage(rollouts: Rollouts, advantages: Tensor, *, alpha: float = 0.4, kappa: float = 2.0) -> Tensor:
     """More for tokens chosen among many: A_t ← A_t + min(α H_t, |A_t| / κ), H the entropy, without gradient.
 
-    "Reasoning with Exploration: An Entropy Perspective", arXiv 2506.14758; the defaults are not checked against it [O].
-    κ > 1 keeps the sign. With `alpha=0` what comes in is kept.
+    "Reasoning with Exploration: An Entropy Perspective", arXiv 2506.14758: the equation [N]. The defaults are said to
+    be the paper's for GRPO (with PPO α 0.1); no text that we could read confirms them [O]. κ > 1 keeps the sign. With
+    `alpha=0` what comes in is kept.
     """
     if kappa <= 0:
         raise InputError("entropy_advantage.kappa", f"{kappa!r} is not above 0", "give more than 1 to keep signs")

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,12 @@ class Stopwatch:
         found = {f"time/{part}": value for part, value in zip(parts, seconds, strict=True)}
         found["tokens_per_second"] = everywhere[:, -1].sum().item() / max(sum(seconds), 1e-9)
         found["peak_memory_gb"] = _peak_memory() / 2**30
-        self.seconds, self.tokens = Counter(), 0
+        self.forget()
         return found
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.seconds, self.tokens = Counter(), 0
 
 
 def _peak_memory() -> int:
@@ -85,6 +90,9 @@ def _peak_memory() -> int:
 
 class NonFinite(TrainerCallback):
     """Skips steps of which a loss or an advantage is not finite, on every rank, and stops after too many.
+
+    The optimiser that really steps, inside what Accelerate and DeepSpeed put around it, is not called: neither momentum
+    nor weight decay moves anything, and whatever holds gradients clears them as after any step.
 
     Args:
         trainer: Its processes and run folder are used.
@@ -107,22 +115,34 @@ class NonFinite(TrainerCallback):
         name = f"step-{self.trainer.state.global_step:08d}-rank-{self.trainer.accelerator.process_index}.safetensors"
         save_file(tensors, folder / name, metadata={"not_finite": reason})
 
-    def on_pre_optimizer_step(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called with gradients ready."""
+        """Called once the optimiser is made."""
+        optimizer = kwargs["optimizer"]
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        step = optimizer.step
+
+        @wraps(step)
+        def unless_marked(*args: Any, **kwargs: Any) -> Any:
+            return None if self.marked else step(*args, **kwargs)
+
+        optimizer.step = unless_marked
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called after the optimiser's turn; DeepSpeed's comes before, within the backward pass."""
         if not self.marked:
             return
         self.marked = False
         self.skipped += 1
         self.trainer._metrics["train"]["skipped_steps"].append(float(self.skipped))
-        place = Path(str(args.output_dir)) / NON_FINITE
-        if self.skipped > self.limit or args.deepspeed_plugin is not None:
+        if self.skipped > self.limit:
+            place = Path(str(args.output_dir)) / NON_FINITE
             problem = f"{self.skipped} steps had a loss or an advantage that is not finite"
             raise InputError("max_skipped_steps", problem, f"see the batches in {place}")
-        # Optimisers pass over parameters without gradient: neither momentum nor weight decay moves them.
-        for parameter in kwargs["model"].parameters():
-            parameter.grad = None
 
 
 def write_rollouts(run: Path, step: int, rollouts: Rollouts, advantages: Tensor, tokenizer: Any, count: int) -> None:

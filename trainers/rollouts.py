@@ -56,6 +56,10 @@ class Scalars:
         marked = torch.zeros_like(self.has_tokens).index_fill(0, groups[self.has_tokens], True)[groups]
         return different | (marked & ~rewards.isnan())
 
+    def live_groups(self) -> Tensor:
+        """Groups with such a row, bool `[groups]`."""
+        return self.live.view(-1, self.group_size).any(dim=1)
+
 
 @dataclass
 class Rollouts:

@@ -1,7 +1,7 @@
-"""Common prefixes of preference pairs, computed once: the setting, the trees of a batch, and whether a run can."""
+"""Common prefixes of a batch, computed once: the setting, the trees of a batch, and whether a run can."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from tokencredit.trainers.settings import TokenWeighted
 
 TREES = "prefix_trees"
 _CHOICES = ("auto", "on", "off")
+_IGNORED_LABEL = -100
 
 
 @dataclass
@@ -34,18 +35,25 @@ class PairSettings(TokenWeighted):
     )
 
     def __post_init__(self) -> None:
-        # YAML reads a bare `on` and `off` as booleans.
-        given: Any = self.share_prefixes
-        self.share_prefixes = {True: "on", False: "off"}.get(given, given)
+        self.share_prefixes = as_choice(self.share_prefixes)
         super().__post_init__()
 
     @classmethod
     def refuse(cls, values: Mapping[str, Any]) -> None:
         """As the base class does, and an unknown `share_prefixes`."""
         super().refuse(values)
-        if values["share_prefixes"] not in _CHOICES:
-            problem = f"unknown value {values['share_prefixes']!r}"
-            raise InputError("share_prefixes", problem, f"choose one of {', '.join(_CHOICES)}")
+        check_choice(values["share_prefixes"])
+
+
+def as_choice(given: Any) -> Any:
+    """A value of `share_prefixes` as it was meant: YAML reads a bare `on` and `off` as booleans."""
+    return {True: "on", False: "off"}.get(given, given)
+
+
+def check_choice(value: Any) -> None:
+    """Refuse an unknown value of `share_prefixes`."""
+    if as_choice(value) not in _CHOICES:
+        raise InputError("share_prefixes", f"unknown value {value!r}", f"choose one of {', '.join(_CHOICES)}")
 
 
 @dataclass(frozen=True)
@@ -66,15 +74,45 @@ class SharedPairs:
 
     def __call__(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`batch_trees` of a batch of TRL's pair collator."""
+        return self.trees(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+
+    def trees(self, input_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> dict[str, Tensor]:
+        """`batch_trees` of a padded batch, `[S, T]` each."""
         return batch_trees(
-            batch["input_ids"],
-            batch["attention_mask"],
-            batch["completion_mask"],
+            input_ids,
+            attention_mask,
+            scored,
             hidden_size=self.hidden_size,
             always=self.always,
             whole=self.whole,
             multiple_of=self.multiple_of,
         )
+
+
+class SharedForward:
+    """A model that takes a padded batch of text, and runs it over trees where that is settled by `sharing`.
+
+    A batch stays one forward, so that every process runs as many. What is more than text, such as images, stays padded.
+
+    Args:
+        model: With a fused head that takes `prefix_trees`, plain or wrapped.
+        sharing: Makes the trees.
+        count: Gets `counts` `[3]` of `batch_trees` at every call.
+    """
+
+    _TEXT = frozenset({"input_ids", "attention_mask", "labels", "fused_lm_head", "output_router_logits"})
+
+    def __init__(self, model: Callable[..., Any], sharing: SharedPairs, count: Callable[[Tensor], None]) -> None:
+        self.model, self.sharing, self.count = model, sharing, count
+
+    def __call__(self, **inputs: Any) -> Any:
+        """What the model returns for the batch."""
+        if set(inputs) - self._TEXT:
+            return self.model(**inputs)
+        ids, device = inputs["input_ids"].cpu(), inputs["input_ids"].device
+        trees = self.sharing.trees(ids, inputs["attention_mask"].cpu(), inputs["labels"].cpu() != _IGNORED_LABEL)
+        self.count(trees["counts"])
+        return self.model(**inputs, **{TREES: {name: value.to(device) for name, value in trees.items()}})
 
 
 def shared_pairs(trainer: Any) -> SharedPairs | None:

@@ -6,7 +6,7 @@ adds the figures to the evaluation metrics as `eval_<name>`, so that `metric_for
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,10 +45,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, and whether it ended by itself instead of being cut."""
+    """What a model wrote, whether it ended by itself instead of being cut, and the ids, its stop token among them."""
 
     text: str
     ended: bool
+    ids: list[int] = field(default_factory=list, compare=False)
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids without the stop token."""
+        return self.ids[:-1] if self.ended else self.ids
 
 
 def question(tokenizer: PreTrainedTokenizerBase, prompt: Any, reference: Any) -> Question:
@@ -86,7 +92,7 @@ def greedy(
         processors: What changes the scores of a batch before the highest is taken, made from the places of its
             prompts in the order given.
     """
-    stops = _stop_tokens(model, tokenizer)
+    stops = stop_tokens(model, tokenizer)
     # What is not set here, `generate` would take from the model: beams or penalties are not greedy.
     config = GenerationConfig(
         do_sample=False,
@@ -113,9 +119,13 @@ def greedy(
                 logits_processor=processors(rows) if processors is not None else None,
             )
         written = output[:, width:]
-        ended = torch.isin(written, torch.tensor(stops, dtype=written.dtype, device=written.device)).any(dim=1).tolist()
+        stopped = torch.isin(written, torch.tensor(stops, dtype=written.dtype, device=written.device))
+        ended = stopped.any(dim=1).tolist()
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        answers |= {row: Answer(*answer) for row, *answer in zip(rows, texts, ended, strict=True)}
+        # What comes after the first stop token is padding.
+        lengths = torch.where(stopped.any(dim=1), stopped.int().argmax(dim=1) + 1, written.size(1)).tolist()
+        sampled = [line[:length] for line, length in zip(written.tolist(), lengths, strict=True)]
+        answers |= {row: Answer(*answer) for row, *answer in zip(rows, texts, ended, sampled, strict=True)}
     return [answers[row] for row in range(len(prompts))]
 
 
@@ -132,7 +142,7 @@ def greedy_answers(
     return [answer.text for answer in found]
 
 
-def _stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokenizer's end of text and every other token that the model stops at (chat models have several)."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]

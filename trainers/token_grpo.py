@@ -11,14 +11,21 @@ from torch import Tensor, distributed
 from trl import GRPOTrainer
 
 from tokencredit.errors import InputError
-from tokencredit.rewards import RewardFunction, RewardPool
+from tokencredit.rewards import RewardBatch, RewardFunction, RewardPool
 from tokencredit.trainers.credit import CREDIT, TOKEN_WEIGHTS, load_hooks
 from tokencredit.trainers.grpo_parts import NonFinite, Stopwatch, regroup, write_rollouts
+from tokencredit.trainers.grpo_refill import Refill
+from tokencredit.trainers.grpo_saving import SaveOnBoundary
 from tokencredit.trainers.rollouts import Rollouts, Scalars, token_values
-from tokencredit.trainers.token_grpo_config import TokenGRPOConfig
+from tokencredit.trainers.sharing import SharedForward, shared_pairs
+from tokencredit.trainers.token_grpo_config import NOT_COLUMNS, TokenGRPOConfig
 
 _GROUP, _SPOILT = "group_ids", "spoilt"
-_NOT_COLUMNS = ("prompt", "completion", "completion_ids")
+_IMAGES = (
+    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
+    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
+"""What TRL's own pass over rollouts takes besides ids and masks."""
 
 
 class TokenGRPOTrainer(GRPOTrainer):
@@ -62,8 +69,12 @@ class TokenGRPOTrainer(GRPOTrainer):
         if len(self.reward_funcs) != len(self.reward_pool.names):
             problem = "an environment gives rewards of its own, which would not go through the pool"
             raise InputError("environment_factory", problem, "give a reward function instead")
+        self._sharing = shared_pairs(self)
+        self._counted = torch.zeros(4, dtype=torch.float64)
+        self._refill = Refill(self, args.refill_dead_groups) if args.refill_dead_groups else None
         self._non_finite = NonFinite(self, args.max_skipped_steps)
         self.add_callback(self._non_finite)
+        self.add_callback(SaveOnBoundary(self))
 
     def _all_reduce(self, x: Tensor, op: str = "sum") -> Tensor:
         if self.accelerator.num_processes == 1:
@@ -74,43 +85,67 @@ class TokenGRPOTrainer(GRPOTrainer):
         return found
 
     def _generate(self, prompts: list[Any]) -> Any:
-        with self._time.measure("generate"):
-            return super()._generate(prompts)
+        def generate(prompts: list[Any]) -> Any:
+            with self._time.measure("generate"):
+                return super(TokenGRPOTrainer, self)._generate(prompts)
+
+        parts = list(generate(prompts))
+        if self._refill is not None and self.model.training:
+            batch = self._score_rewards(self._inputs, prompts, parts[3], parts[1])
+            self._scored["batch"] = self._refill(prompts, parts, batch, generate)
+        return tuple(parts)
+
+    def _score_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], ids: Any, log_extra: Any = None
+    ) -> RewardBatch:
+        with self._time.measure("reward"):
+            return self.reward_pool.score(
+                completions,
+                prompts=prompts,
+                completion_ids=ids,
+                trainer_state=self.state,
+                log_extra=log_extra or self._log_completion_extra,
+                log_metric=self._log_metric,
+                **_columns(inputs),
+            )
+
+    def _gathered(self, batch: RewardBatch) -> Tensor:
+        """The values of all processes `[N, F]`, and whether a token of the row has a value of its own."""
+        values = [[torch.nan if value is None else value for value in row] for row in batch.values]
+        marked = [[float(any(r is not None and (r.tokens or r.spans) for r in row))] for row in batch.rewards]
+        local = torch.cat([torch.tensor(values), torch.tensor(marked)], dim=1).to(self.accelerator.device)
+        everywhere: Tensor = self.accelerator.gather(local)
+        return everywhere
+
+    def _scalars(self, everywhere: Tensor) -> Scalars:
+        size: Any = self.num_generations if self.model.training else self.num_generations_eval
+        apart = self.args.multi_objective_aggregation == "normalize_then_sum"
+        weights = self.reward_weights.to(everywhere.device)
+        return Scalars(everywhere[:, :-1], weights, everywhere[:, -1] > 0, size, apart=apart)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: Any
     ) -> Tensor:
-        columns = {key: [row[key] for row in inputs] for key in inputs[0] if key not in _NOT_COLUMNS}
-        with self._time.measure("reward"):
-            batch = self.reward_pool.score(
-                completions,
-                prompts=prompts,
-                completion_ids=completion_ids_list,
-                trainer_state=self.state,
-                log_extra=self._log_completion_extra,
-                log_metric=self._log_metric,
-                **columns,
-            )
-        values = [[torch.nan if value is None else value for value in row] for row in batch.values]
-        marked = [[float(any(r is not None and (r.tokens or r.spans) for r in row))] for row in batch.rewards]
-        local = torch.cat([torch.tensor(values), torch.tensor(marked)], dim=1).to(self.accelerator.device)
-        everywhere = self.accelerator.gather(local)
+        batch = self._scored.get("batch") or self._score_rewards(inputs, prompts, completions, completion_ids_list)
+        everywhere = self._gathered(batch)
         self._scored = {
             "prompts": prompts,
             "completions": completions,
-            "columns": columns,
+            "columns": _columns(inputs),
             "token_ids": completion_ids_list,
             "rewards": batch.rewards,
             "everywhere": everywhere,
         }
         own = {name: value for name, value in batch.metrics().items() if not name.endswith(("/mean", "/std"))}
-        shares = self.accelerator.gather(torch.tensor([list(own.values())], device=local.device)).mean(0).tolist()
+        shares = self.accelerator.gather(torch.tensor([list(own.values())], device=everywhere.device)).mean(0).tolist()
         for name, share in zip(own, shares, strict=True):
             self._metrics["train" if self.model.training else "eval"][name].append(share)
         found: Tensor = everywhere[:, :-1]
         return found
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # TRL hands this very list to the rewards, and refilling changes it.
+        self._inputs, self._scored = inputs, {}
         with self._time.measure("score", leaving_out=("generate", "reward")):
             out: dict[str, Any] = super()._generate_and_score_completions(inputs)
             rollouts = self._rollouts(out)
@@ -128,6 +163,8 @@ class TokenGRPOTrainer(GRPOTrainer):
         out[_GROUP] = rollouts.group_ids
         out[_SPOILT] = torch.full_like(rollouts.group_ids, bool(spoilt))
         self._log_rollouts(rollouts, out)
+        if not self.model.training:
+            self._time.forget()  # evaluation stands between two steps, and is of neither
         return out
 
     def _check_shape(self, advantages: Any, ids: Tensor) -> None:
@@ -139,11 +176,7 @@ class TokenGRPOTrainer(GRPOTrainer):
     def _rollouts(self, out: dict[str, Any]) -> Rollouts:
         """What credit functions get, of what TRL generated and the pool scored."""
         scored, training = self._scored, self.model.training
-        everywhere, ids = scored["everywhere"], out["completion_ids"]
-        weights = self.reward_weights.to(ids.device)
-        size: Any = self.num_generations if training else self.num_generations_eval
-        apart = self.args.multi_objective_aggregation == "normalize_then_sum"
-        scalars = Scalars(everywhere[:, :-1], weights, everywhere[:, -1] > 0, size, apart=apart)
+        ids, scalars = out["completion_ids"], self._scalars(scored["everywhere"])
         first = self.accelerator.process_index * len(ids)
         mask = out["completion_mask"] * out.get("tool_mask", 1)
         if training and self.args.mask_dead_groups:
@@ -155,7 +188,7 @@ class TokenGRPOTrainer(GRPOTrainer):
             ids=ids,
             mask=mask,
             lengths=[len(sampled) for sampled in scored["token_ids"]],
-            token_rewards=self._token_rewards(ids, weights.tolist()),
+            token_rewards=self._token_rewards(ids, scalars.weights.tolist()),
             scalars=scalars,
             names=self.reward_pool.names,
             first=first,
@@ -190,7 +223,13 @@ class TokenGRPOTrainer(GRPOTrainer):
         size = self.args.per_device_train_batch_size
         with torch.no_grad():
             logps, entropies, _ = self._get_per_token_logps_and_entropies(
-                self.model, ids, attention, out["completion_ids"].size(1), batch_size=size, compute_entropy=True
+                self.model,
+                ids,
+                attention,
+                out["completion_ids"].size(1),
+                batch_size=size,
+                compute_entropy=True,
+                **{name: out[name] for name in _IMAGES if name in out},
             )
         return logps, entropies
 
@@ -198,7 +237,7 @@ class TokenGRPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         counts = torch.stack([out["tool_mask"].sum(), out["completion_mask"].sum()]).double()
         used, sampled = self._all_reduce(counts).tolist()
-        self._metrics[mode]["live_groups"].append(rollouts.scalars.live.float().mean().item())
+        self._metrics[mode]["live_groups"].append(rollouts.scalars.live_groups().float().mean().item())
         self._metrics[mode]["live_tokens"].append(used / max(1.0, sampled))
         every, step = self.args.token_samples_steps, self.state.global_step
         due = every is not None and step // every != self._last_sample // every
@@ -237,7 +276,8 @@ class TokenGRPOTrainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        shared = model if self._sharing is None else SharedForward(model, self._sharing, self._count)
+        found = super()._get_per_token_logps_and_entropies(shared, *args, **kwargs)
         inputs = self._at_update
         if inputs is not None and self._token_weights:
             logps, entropies = found[0].detach(), found[1].detach()
@@ -248,6 +288,27 @@ class TokenGRPOTrainer(GRPOTrainer):
                 inputs["advantages"] = inputs["advantages"] * weigh(*settings).detach()
         return found
 
+    def _count(self, counts: Tensor) -> None:
+        if self.model.training:
+            self._counted += torch.cat([counts, torch.ones_like(counts[:1])])
+
+    def _log_sharing(self) -> None:
+        """Of all forwards since the last optimiser step."""
+        distinct, alone, used, batches = self._all_reduce(self._counted.to(self.accelerator.device)).tolist()
+        self._counted.zero_()
+        self._metrics["train"]["shared_prefix/token_ratio"].append(distinct / max(1.0, alone))
+        self._metrics["train"]["shared_prefix/used"].append(used / max(1.0, batches))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+        if self._refill is not None and self.args.should_save:
+            self._refill.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[no-untyped-call]
+        if self._refill is not None and checkpoint is not None:
+            self._refill.load(Path(checkpoint))
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, with its time."""
         with self._time.measure("train", leaving_out=("generate", "reward", "score")):
@@ -257,6 +318,8 @@ class TokenGRPOTrainer(GRPOTrainer):
         if self._step % self.current_gradient_accumulation_steps == 0:
             for name, value in self._time.drain(self.accelerator).items():
                 self._metrics["train"][name].append(value)
+            if self._sharing is not None:
+                self._log_sharing()
         return loss
 
 
@@ -275,6 +338,11 @@ def reward_pool(given: Any, args: TokenGRPOConfig) -> RewardPool:
         raise InputError("reward_funcs", "a model is no function", "call it in a function of your own, marked trusted")
     functions = [RewardFunction(**item) if isinstance(item, dict) else item for item in items]
     return RewardPool(functions, **(args.reward_pool or {}))
+
+
+def _columns(inputs: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """What the data has besides prompts, a list per column."""
+    return {key: [row[key] for row in inputs] for key in inputs[0] if key not in NOT_COLUMNS}
 
 
 def _stand_in(name: str) -> Callable[..., Sequence[float]]:

@@ -2,7 +2,7 @@
 
 // Moving between tokens, and the details of one.
 
-if (view) {
+function bindKeys(view) {
   const { cards, columns, coloured, texts } = view;
   const tip = document.getElementById("tip");
   const help = document.getElementById("help");
@@ -43,7 +43,8 @@ if (view) {
       head.textContent = column.name;
       return element("tr", { class: index === view.chosen() ? "chosen" : undefined }, head, cell);
     });
-    return [element("p", {}, name, where), element("table", {}, element("tbody", {}, ...rows))];
+    const more = view.data.details?.(card.response, number) ?? [];
+    return [element("p", {}, name, where), element("table", {}, element("tbody", {}, ...rows)), ...more];
   }
 
   function show(span) {
@@ -172,6 +173,8 @@ if (view) {
       return;
     } else if (letters[event.key]) {
       letters[event.key]();
+    } else if (view.data.keys?.[event.key]) {
+      view.data.keys[event.key](now, go);
     } else if (/^[1-9]$/.test(event.key) && coloured[event.key - 1] !== undefined) {
       recolour(coloured[event.key - 1]);
     } else {
@@ -181,4 +184,17 @@ if (view) {
   });
   document.getElementById("help-button").addEventListener("click", () => help.showModal());
   document.getElementById("help-close").addEventListener("click", () => help.close());
+}
+
+function begin(data) {
+  if (!data.responses.length) return;
+  view = showTokens(data);
+  bindKeys(view);
+  data.begun?.(view);
+}
+
+{
+  const data = readData("token-data");
+  if (data.packed) unpack(data).then(shifted).then(begin);
+  else begin(data);
 }

@@ -2,13 +2,13 @@
 
 // The token view: responses as heat maps. Only responses near the viewport hold elements for their tokens.
 
-const view = (() => {
-  const data = readData("token-data");
-  if (!data.responses.length) return null;
+let view = null;
 
+function showTokens(data) {
   const { columns, responses, texts } = data;
   const byId = (id) => document.getElementById(id);
-  const filters = { run: byId("run"), step: byId("step"), side: byId("side"), find: byId("find") };
+  const kinds = ["run", "step", "side", "prompt"].filter(byId);
+  const filters = Object.fromEntries([...kinds, "find"].map((name) => [name, byId(name)]));
   const coloured = columns.map((column, number) => number).filter((number) => columns[number].coloured);
   const cards = [];
   let chosen = coloured[0];
@@ -16,7 +16,7 @@ const view = (() => {
   // How a value is painted: a class for the colour, a share of it.
   function tint(column, value) {
     if (!column) return { tone: "", share: 0 };
-    if (value === null || value === undefined) return { tone: "none", share: 0 };
+    if (value === null || value === undefined || Number.isNaN(value)) return { tone: "none", share: 0 };
     if (column.kind === "labels") return { tone: `label c${value % 8}`, share: 1 };
     if (typeof value === "string") return { tone: "odd", share: 1 };
     if (column.kind === "constant" || column.limit === column.neutral) return { tone: "", share: 0 };
@@ -35,12 +35,15 @@ const view = (() => {
   // Where the response has no such column at all, nothing is marked: its heading says so.
   function paintToken(span, card, place) {
     const values = card.response.values[chosen];
-    if (values) paint(span, "t", columns[chosen], values[place]);
-    else paint(span, "t");
+    const kind = card.response.changed?.[place] ? "t changed" : "t";
+    if (values && !(data.hidden?.(card.response, place))) paint(span, kind, columns[chosen], values[place]);
+    else paint(span, kind);
   }
 
   function valueOf(response, number, token) {
     const value = response.values[number]?.[token] ?? null;
+    if (Number.isNaN(value)) return null;
+    if (data.packed && value !== null) return Number(value.toPrecision(3));
     return columns[number].kind === "labels" && value !== null ? columns[number].labels[value] : value;
   }
 
@@ -129,7 +132,7 @@ const view = (() => {
   }
 
   function searchable(card) {
-    const tokens = card.response.tokens.map((text) => texts[text]).join("");
+    const tokens = Array.from(card.response.tokens, (text) => texts[text]).join("");
     return [card.response.title, texts[card.response.prompt], tokens].join("\n").toLowerCase();
   }
 
@@ -142,7 +145,7 @@ const view = (() => {
       const hit = !wanted || group.cards.some((card) => (card.words ??= searchable(card)).includes(wanted));
       let any = false;
       for (const card of group.cards) {
-        const fits = ["run", "step", "side"].every(
+        const fits = kinds.every(
           (name) => !filters[name].value || String(card.response[name]) === filters[name].value,
         );
         card.box.hidden = !(hit && fits);
@@ -192,23 +195,32 @@ const view = (() => {
 
   function means() {
     for (const card of cards) {
-      const values = (card.response.values[chosen] ?? []).filter((value) => typeof value === "number");
-      const sum = values.reduce((total, value) => total + value, 0);
-      const numbers = columns[chosen].kind !== "labels" && values.length;
-      card.mean.textContent = numbers ? `mean ${shown(Number((sum / values.length).toPrecision(3)))}` : "";
+      let [sum, count] = [0, 0];
+      for (const value of card.response.values[chosen] ?? []) {
+        if (typeof value !== "number" || Number.isNaN(value)) continue;
+        sum += value;
+        count += 1;
+      }
+      const numbers = columns[chosen].kind !== "labels" && count;
+      card.mean.textContent = numbers ? `mean ${shown(Number((sum / count).toPrecision(3)))}` : "";
       if (!card.response.values[chosen]) card.mean.textContent = `no ${columns[chosen].name}`;
+    }
+  }
+
+  function repaint() {
+    for (const card of cards.filter((candidate) => candidate.drawn)) {
+      Array.from(card.list.children).forEach((span, place) => paintToken(span, card, place));
     }
   }
 
   function choose(number) {
     chosen = number;
+    dispatchEvent(new CustomEvent("column", { detail: number }));
     byId("column").value = String(number);
     byId("meaning").textContent = columns[number].meaning;
     legend();
     means();
-    for (const card of cards.filter((candidate) => candidate.drawn)) {
-      Array.from(card.list.children).forEach((span, place) => paintToken(span, card, place));
-    }
+    repaint();
   }
 
   coloured.forEach((number, place) => {
@@ -219,6 +231,9 @@ const view = (() => {
   offer("run", responses.map((response) => response.run), String);
   offer("step", responses.map((response) => response.step), String);
   offer("side", responses.map((response) => response.side), String);
+  if (filters.prompt) {
+    offer("prompt", responses.map((response) => response.prompt), (place) => spelt(texts[place].slice(0, 60)));
+  }
   // The last step is what one comes to see.
   if (filters.step.options.length) filters.step.value = String(responses.reduce((last, { step }) => Math.max(last, step), 0));
   filter();
@@ -232,5 +247,5 @@ const view = (() => {
   });
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("tokens-shown")));
 
-  return { cards, columns, coloured, texts, draw, choose, paint, valueOf, chosen: () => chosen };
-})();
+  return { cards, columns, coloured, data, texts, draw, choose, repaint, paint, valueOf, chosen: () => chosen };
+}

@@ -37,6 +37,17 @@ Open = Callable[..., Any]
 """`visit` of the fixtures: the page of a file."""
 
 
+BUSY_SECONDS = 15
+"""No page may take as long to show its tokens, whatever else the machine does; docs say what they take."""
+
+
+def seconds_until_shown(page: Any) -> float:
+    """From the opening of a page to the second frame after its first responses are there."""
+    entry = "performance.getEntriesByName('tokens-shown')[0]"
+    page.wait_for_function(f"{entry} !== undefined", timeout=1000 * BUSY_SECONDS)
+    return float(page.evaluate(f"{entry}.startTime")) / 1000
+
+
 def texts(page: Any, selector: str) -> list[str]:
     return [node.text_content() for node in page.query_selector_all(selector)]
 

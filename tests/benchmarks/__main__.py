@@ -14,19 +14,36 @@ from rich.table import Table
 
 from tests.benchmarks import (
     branches,
+    cross,
     first_step,
+    grpo,
     preference,
     prefix_groups,
+    probe,
     recipe_overhead,
     rewards,
     shared_prefix,
+    shift,
     startup,
 )
 from tokencredit.cluster.quiet import quieten
 
 quieten()
 torch.set_num_threads(1)
-known = (startup, rewards, first_step, recipe_overhead, preference, shared_prefix, prefix_groups, branches)
+known = (
+    startup,
+    rewards,
+    first_step,
+    recipe_overhead,
+    preference,
+    shared_prefix,
+    prefix_groups,
+    grpo,
+    branches,
+    probe,
+    shift,
+    cross,
+)
 chosen = [module for module in known if not sys.argv[1:] or module.__name__.rpartition(".")[2] in sys.argv[1:]]
 console = Console()
 table = Table("comparison", "baseline", "ours", "unit", "ratio", "pairs: min to max", box=None)

@@ -13,6 +13,7 @@ import yaml
 from tests.cluster.curves import TOLERANCE, losses, train
 from tests.cluster.ray_nodes import Nodes, wait_until
 from tests.conftest import COMMAND
+from tokencredit.errors import InputError
 from tokencredit.trainers.checkpoints import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -118,10 +119,7 @@ def test_killed_driver(written: Path, undisturbed: list[float], capsys: pytest.C
 
 @pytest.mark.distributed
 def test_wrong_input_in_one_worker_ends_the_run_at_once(written: Path) -> None:
-    # A command of its own: the thread that waits for Ray's controller does not outlive a cluster that is joined again.
-    done = subprocess.run(
-        [*COMMAND, "train", str(written), "env.FAULT=refuse"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.endswith("error: loss: the seventh batch is bad; mend it\n"), done.stderr
+    with pytest.raises(InputError, match="loss: the seventh batch is bad; mend it"):
+        train(written, "env.FAULT=refuse")
+    assert not any(thread.name == "ray-train" for thread in threading.enumerate())
     wait_until(lambda: not any(psutil.pid_exists(worker) for worker in worker_ids(written.parent)), seconds=20)

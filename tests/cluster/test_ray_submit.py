@@ -12,6 +12,7 @@ from tests.cluster.ray_nodes import Nodes, free_port
 from tests.conftest import Cli, write_jsonl
 from tokencredit.cluster.ray_submit import _pack, left_out, submit
 from tokencredit.errors import InputError
+from tokencredit.recipes.files import read_recipe
 from tokencredit.recipes.schema import Recipe, parse_recipe
 
 OWN = "my_weights:weigh"
@@ -103,21 +104,21 @@ def test_wrong_input(given: dict[str, Any], says: str, folder: Path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("method", ["sft", "dpo", "tab_po"])
 def test_same_curve(
-    method: str,
     nodes: Nodes,
     short_recipes: dict[str, dict[str, Any]],
     curves: dict[str, list[Line]],
     folder: Path,
-    run_cli: Cli,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(short_recipes[method] | {"output_dir": "run"}))
-    own = [f"token_weights.function={OWN}"] if method == "tab_po" else []
-    done = run_cli(folder, "submit", "recipe.yaml", *DDP, *own, "--address", nodes.job_server)
-    expected = [line["loss"] for line in curves[method]]
+    """TAB-PO with a function of the user's own; the other methods run on the same cluster in `test_ray_train`."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(short_recipes["tab_po"] | {"output_dir": "run"}))
+    made = parse_recipe(read_recipe("recipe.yaml", [*DDP, f"token_weights.function={OWN}"]))
+    job = submit(made, address=nodes.job_server, variables=[], runtime_env=None)
+    assert job.follow() == 0
+    expected = [line["loss"] for line in curves["tab_po"]]
     assert losses(folder / "run") == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
-    steps = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step")]
+    steps = [line.split()[1] for line in capfd.readouterr().out.splitlines() if line.startswith("step")]
     assert steps == ["1/4", "2/4", "3/4", "4/4"]
 
 

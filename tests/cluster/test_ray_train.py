@@ -1,6 +1,6 @@
 """The same recipe under Ray: the curve of one process, on a cluster of two nodes with a worker on each.
 
-Tolerances as in `test_equivalence`. With DDP the recipes are submitted as jobs (`test_ray_submit`).
+Tolerances as in `test_equivalence`. TAB-PO with DDP is submitted as a job (`test_ray_submit`).
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.conftest import Cli
 from tokencredit.trainers.callbacks import ENVIRONMENT
 
 TWO = ["per_device_train_batch_size=4", "launch.num_processes=2"]
-SPREADS = {"zero2": ["launch=zero2"], "zero3": ["launch=zero3", SHARD_EVERYTHING]}
+SPREADS = {"ddp": ["launch=ddp"], "zero2": ["launch=zero2"], "zero3": ["launch=zero3", SHARD_EVERYTHING]}
 
 
 def write(folder: Path, recipe: dict[str, Any]) -> None:
@@ -27,7 +27,10 @@ def write(folder: Path, recipe: dict[str, Any]) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("method", "spread"), [*product(["sft", "dpo", "tab_po"], SPREADS), ("t_reg", "zero3")])
+@pytest.mark.parametrize(
+    ("method", "spread"),
+    [("sft", "ddp"), ("dpo", "ddp"), *product(["sft", "dpo", "tab_po"], ["zero2", "zero3"]), ("t_reg", "zero3")],
+)
 def test_same_curve(
     method: str,
     spread: str,
@@ -49,7 +52,7 @@ def test_same_curve(
     assert steps == ["1/4", "2/4", "3/4", "4/4"], "each line once, as without Ray"
     environment = json.loads((tmp_path / "run" / ENVIRONMENT).read_text())
     assert environment["world_size"] == 2
-    assert environment["zero_stage"] == int(spread[-1])
+    assert environment["zero_stage"] == {"zero2": 2, "zero3": 3}.get(spread, 0)
     if spread == "zero3":
         assert environment["parameters_partitioned"] == environment["parameters"] > 0
 

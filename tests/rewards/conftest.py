@@ -1,5 +1,6 @@
 """What the tests of rewards share: pools with short deadlines, and a look at what is left."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,6 +9,16 @@ import psutil
 import pytest
 
 from tokencredit.rewards import RewardPool
+
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _not_of_others() -> None:
+    """A trainer of a test before, which is garbage and not yet collected, still holds its pool."""
+    _others.clear()
+    gc.collect()
+    _others.update(child.pid for child in workers())
 
 
 @pytest.fixture
@@ -27,8 +38,8 @@ def make_pool() -> Iterator[Callable[..., RewardPool]]:
 
 
 def workers() -> list[psutil.Process]:
-    """The living worker processes of this one."""
-    return [child for child in psutil.Process().children() if _is_worker(child)]
+    """The living worker processes of this one that these tests have started."""
+    return [child for child in psutil.Process().children() if child.pid not in _others and _is_worker(child)]
 
 
 def _is_worker(child: psutil.Process) -> bool:

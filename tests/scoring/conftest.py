@@ -47,7 +47,6 @@ def tiny() -> Callable[..., PreTrainedModel]:
     def build(family: str = "llama", **changes: object) -> PreTrainedModel:
         config_class, settings = CONFIGS[family]
         config = config_class(
-            vocab_size=VOCAB,
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,
@@ -55,7 +54,7 @@ def tiny() -> Callable[..., PreTrainedModel]:
             num_key_value_heads=2,
             # Ten times the usual scale: the distributions are far from uniform, so a mistake costs nats.
             initializer_range=0.2,
-            **settings | changes,
+            **{"vocab_size": VOCAB} | settings | changes,
         )
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config).eval()

@@ -49,6 +49,11 @@ def test_numbers_are_those_of_the_whole_sequences(family: str, attention: str, t
 
     check()
     close(branch_logps(model, TRUNK, BRANCHES, temperature=0.5), whole(model, BRANCHES, temperature=0.5))
+    longer = [(place, [3, 1, *tokens]) for place, tokens in BRANCHES]
+    for count in (1, 2):
+        expected = [score[count:] for score in whole(model, longer)]
+        for chunk_rows in (5, 64):
+            close(branch_logps(model, TRUNK, longer, chunk_rows=chunk_rows, unscored_tokens=count), expected)
 
 
 def test_the_trunk_runs_once_and_chunks_hold_their_rows(tiny: Tiny) -> None:
@@ -112,6 +117,7 @@ def test_what_cannot_share_its_trunk_says_so(tiny: Tiny) -> None:
     [
         ([], [(1, [1])], {}, "trunk: is empty"),
         (TRUNK, [(13, [1])], {}, r"branches\[0\]: place 13 is outside the trunk of 12 tokens"),
+        (TRUNK, [(1, [1, 2]), (2, [1])], {"unscored_tokens": 1}, r"1 leave none of the 1 tokens of branches\[1\]"),
         (TRUNK, [(1, [1]), (0, [1])], {}, r"branches\[1\]: place 0"),
         (TRUNK, [(1, [])], {}, r"branches\[0\]: has no token"),
         (TRUNK, [(1, [97])], {}, "token id 97 is outside the model's vocabulary of 97"),

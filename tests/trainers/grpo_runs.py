@@ -84,7 +84,8 @@ def watched(trainer_class: Any) -> Any:
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
             grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
-            self.gradients.append(torch.cat(grads).clone())
+            if grads:  # DeepSpeed keeps them elsewhere
+                self.gradients.append(torch.cat(grads).clone())
             return loss
 
     return Watched

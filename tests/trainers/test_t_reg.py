@@ -139,7 +139,8 @@ def test_the_gradient_is_the_base_methods_with_multipliers(base: dict[str, Any],
     assert ((multipliers[mask == 1] - 1).abs() > 1e-3).any()
     (-signs * scale * w * multipliers * mask * logps).sum().div(6).backward()
     for name, parameter in policy.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        # Both are float32 sums in other orders: entries near one are good to a few units in the last place (6e-8).
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_rewards_stand_on_their_tokens_and_end_of_turn_has_none(model: Path, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from tests.trainers.grpo_runs import alike, data, settings, shape_of, stock_settings, token_grpo, watched
+from tests.trainers.grpo_runs import alike, data, settings, shape_of, stock_settings, token_grpo, trusted, watched
 from tokencredit.errors import InputError
-from tokencredit.trainers import TokenGRPOConfig
+from tokencredit.trainers import TokenGRPOConfig, TokenGRPOTrainer
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,52 @@ def test_baseline_without_whitening_is_trl_without_scaling(tiny_model: Path, tmp
     trainer = token_grpo(tiny_model, tmp_path / "ours", credit=credit)
     trainer.train()
     torch.testing.assert_close(trainer.gradients[0], expected, rtol=0, atol=1e-6)
+
+
+def sometimes(completions: list[str], **columns: Any) -> list[float | None]:
+    """Nothing for some, and for a whole group; large where there is one."""
+    return [None if ord((text or " ")[0]) % 3 == 0 else 100.0 * len(set(text)) for text in completions]
+
+
+@pytest.mark.parametrize("way", ["sum_then_normalize", "normalize_then_sum"])
+@pytest.mark.parametrize("mask", [True, False])
+def test_several_rewards_are_put_together_as_trl_does(way: str, mask: bool, tiny_model: Path, tmp_path: Path) -> None:
+    """A group is dead only if every function it is compared by says so; nobody is here, so masking changes nothing."""
+    rewards, keys = [shape_of, sometimes], {"multi_objective_aggregation": way, "reward_weights": [1.0, -0.5]}
+    trainers = []
+    for kind, settings_class, functions, more in (
+        (GRPOTrainer, GRPOConfig, rewards, stock_settings(tmp_path / "stock", **keys)),
+        (TokenGRPOTrainer, TokenGRPOConfig, [trusted(f) for f in rewards], settings(tmp_path / "ours", **keys)),
+    ):
+        more |= {"mask_dead_groups": mask} if kind is TokenGRPOTrainer else {}
+        args = settings_class(**more)
+        trainers.append(watched(kind)(model=str(tiny_model), reward_funcs=functions, args=args, train_dataset=data()))
+        trainers[-1].train()
+    stock, ours = trainers
+    torch.testing.assert_close(ours.gradients[0], stock.gradients[0], rtol=0, atol=1e-6)
+    spread = ours.seen[0]["advantages"].std(dim=0)[0]
+    assert spread > 0.5
+
+
+def test_order_of_a_generation_batch_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """The rows of a batch, groups and members of groups in another order: the loss and its gradient stay."""
+    weight = {"function": "divergence_weighted", "arguments": {"scale": 0.5, "sharpness": 50.0}}
+    credit = ["reinforce_pp_baseline", "entropy_advantage", "high_entropy_mask"]
+    changes = {"credit": credit, "token_weight": weight, "num_iterations": 2, "learning_rate": 1e-4}
+    trainer = token_grpo(tiny_model, tmp_path, max_steps=2, **changes)
+    trainer.train()
+    batch = trainer.seen[1]
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    moved = {
+        name: value[order] if isinstance(value, torch.Tensor) and value.ndim else value for name, value in batch.items()
+    }
+    found = []
+    for inputs in (batch, moved):
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, inputs).backward()
+        found.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    assert found[0].norm() > 1e-3
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
 
 
 def test_divergence_weights_act_from_the_second_update_on(tiny_model: Path, tmp_path: Path) -> None:
@@ -114,6 +161,30 @@ def test_steps_that_are_not_finite_are_skipped_saved_and_stop_the_run(tiny_model
         "step-00000000-rank-0.safetensors",
         "step-00000001-rank-0.safetensors",
     ]
+
+
+def endless_at_the_second_step(log_ratio: Any, entropies: Any, mask: torch.Tensor, step: int) -> torch.Tensor:
+    return torch.full_like(mask, torch.inf if step == 1 else 1.0, dtype=torch.float32)
+
+
+def test_a_skipped_step_moves_neither_weights_nor_momentum(tiny_model: Path, tmp_path: Path) -> None:
+    """The optimiser is in motion before, decays weights, and goes on afterwards."""
+    changes = {"token_weight": endless_at_the_second_step, "weight_decay": 0.1, "gradient_accumulation_steps": 2}
+    trainer = token_grpo(tiny_model, tmp_path, max_steps=3, **changes)
+    kept: list[list[torch.Tensor]] = []
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, *given: Any, **kwargs: Any) -> None:
+            moments = [value for state in kwargs["optimizer"].state.values() for value in state.values()]
+            kept.append([value.clone() for value in [*trainer.model.parameters(), *moments]])
+
+    trainer.add_callback(Keep())
+    trainer.train()
+    first, second, third = kept
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(second, third, strict=True) if a.ndim > 1)
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert ["skipped_steps" in line for line in lines] == [False, True, False]
 
 
 def test_all_rewards_alike_change_nothing(tiny_model: Path, tmp_path: Path) -> None:

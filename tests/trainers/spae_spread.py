@@ -1,0 +1,48 @@
+"""The step of SPAE on fixed answers: `python -m tests.trainers.spae_spread model out rows_per_process [stage]`."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tests.trainers.spae_runs import spae
+from tests.trainers.test_parity import zero
+
+
+def step(model: Path, out: Path, rows: int, stage: int = 0) -> dict[str, torch.Tensor]:
+    """What one step moved; plain descent, so that it is the gradient. `stage` is DeepSpeed's."""
+    changes: dict[str, Any] = {"per_device_train_batch_size": rows, "max_grad_norm": 0.0, "optim": "sgd"}
+    changes |= {"deepspeed": zero(stage)} if stage else {}
+    trainer = spae(model, out, **changes, learning_rate=1.0, saturation=-0.006)
+    before = _whole(trainer.model)
+    trainer.train()
+    after = _whole(trainer.model)
+    moved = {name: (before[name] - value).contiguous() for name, value in after.items()}
+    if stage == 3:
+        parts = [(p.ds_tensor.numel(), p.ds_numel) for p in trainer.model.parameters()]
+        moved["sharded"] = torch.tensor([part <= (whole + 1) // 2 for part, whole in parts])
+    if trainer.is_world_process_zero():
+        save_file(moved, out / "step.safetensors")
+    return moved
+
+
+def _whole(model: Any) -> dict[str, torch.Tensor]:
+    sharded = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_numel")]
+    gathered: Any = nullcontext()
+    if sharded:
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(sharded)
+    with gathered:
+        return {name.replace("module.", ""): p.detach().clone() for name, p in model.named_parameters()}
+
+
+if __name__ == "__main__":
+    if int(sys.argv[4]):
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+    step(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
