@@ -15,6 +15,8 @@ set -euo pipefail
 # Whoever reaches Ray's ports can run code on the nodes; only processes of this job know the token.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0
+# When the recipe has ended nothing is left to wait for; Ray would wait half a minute, and SLURM kills after as long.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 port=$((20000 + SLURM_JOB_ID % 20000)) # of this job alone, should nodes be shared
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 

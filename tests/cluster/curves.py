@@ -33,7 +33,7 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in curve(run)]
 
 
-def train(path: Path, *words: str) -> int:
+def train(path: Path | str, *words: str) -> int:
     """What the command does, in this process, which has the libraries loaded; returns the exit code."""
     environment, handlers = dict(os.environ), {number: signal.getsignal(number) for number in _HANDLED}
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.ray_nodes import processes_with
+from tests.cluster.ray_nodes import processes_with, wait_until
 from tests.conftest import COMMAND
 from tokencredit.trainers.callbacks import read_metrics
 
@@ -47,10 +47,14 @@ def endless(recipe_text: dict[str, Any], tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("spread", "number"),
-    [("one", signal.SIGTERM), ("one", signal.SIGINT), ("ddp", signal.SIGTERM), ("ray", signal.SIGTERM)],
+    [
+        pytest.param("one", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("one", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("ddp", signal.SIGTERM, marks=pytest.mark.distributed),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.distributed),
+    ],
 )
 def test_signal_ends_the_run_in_one_line(spread: str, number: signal.Signals, endless: Path) -> None:
     process = start(endless, "recipe.yaml", *SPREADS[spread])
@@ -69,7 +73,7 @@ def test_signal_ends_the_run_in_one_line(spread: str, number: signal.Signals, en
     assert processes_with(str(endless)) == []
 
 
-@pytest.mark.distributed
+@pytest.mark.slow
 def test_killed_accelerate_launch_leaves_no_worker(endless: Path) -> None:
     config = {"distributed_type": "NO", "num_processes": 1, "num_machines": 1, "machine_rank": 0, "use_cpu": True}
     (endless / "accelerate.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no"}))
@@ -78,7 +82,4 @@ def test_killed_accelerate_launch_leaves_no_worker(endless: Path) -> None:
     process.kill()
     process.wait()
     process.communicate()
-    time.sleep(1)
-    before = len(read_metrics(endless / "run"))
-    time.sleep(1)
-    assert len(read_metrics(endless / "run")) == before
+    wait_until(lambda: processes_with(str(endless)) == [], seconds=20)

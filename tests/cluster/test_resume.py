@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.curves import train
+from tests.cluster.ray_nodes import processes_with, wait_until
 from tests.conftest import COMMAND
 from tokencredit.trainers.callbacks import read_metrics
 from tokencredit.trainers.checkpoints import checkpoints, latest_complete
@@ -101,23 +103,23 @@ def test_first_attempt_with_another_model_leaves_nothing_behind(
 
 
 @pytest.mark.distributed
-def test_killed_launcher_leaves_no_worker_and_resumes(recipe: dict[str, Any], tmp_path: Path, run_cli: Any) -> None:
+def test_killed_launcher_leaves_no_worker_and_resumes(recipe: dict[str, Any], tmp_path: Path) -> None:
     """Only the launcher is killed; its two workers must end with it, or they would write into the resumed run."""
-    spread = ["recipe.yaml", "launch=ddp", "num_processes=2", "per_device_train_batch_size=4", "max_steps=12"]
-    run_cli(tmp_path, "train", *spread, "output_dir=whole")
-    process = subprocess.Popen([*COMMAND, "train", *spread], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    spread = {"per_device_train_batch_size": 4, "max_steps": 12, "launch": {"strategy": "ddp", "num_processes": 2}}
+    path, run, whole = tmp_path / "recipe.yaml", tmp_path / "run", tmp_path / "whole"
+    path.write_text(yaml.safe_dump(recipe | spread))
+    assert train(path, f"output_dir={whole}") == 0
+    process = subprocess.Popen([*COMMAND, "train", path.name], cwd=tmp_path, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while not any(line["step"] >= 6 for line in read_metrics(tmp_path / "run")):
+    while not any(line["step"] >= 6 for line in read_metrics(run)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     process.wait()
-    time.sleep(1)
-    listed = subprocess.run(["pgrep", "-f", str(tmp_path / "run" / "recipe.yaml")], capture_output=True, text=True)
-    assert listed.stdout == ""
-    run_cli(tmp_path, "train", *spread)
-    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+    wait_until(lambda: processes_with(str(run / "recipe.yaml")) == [], seconds=20)
+    assert train(path, f"output_dir={run}") == 0
+    assert curve(run) == curve(whole)
 
 
 @pytest.mark.slow

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli
+from tests.cluster.curves import SHARD_EVERYTHING, train
 
-SHARD_EVERYTHING = "deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 SMALL = [
     "num_processes=2",
     SHARD_EVERYTHING,
@@ -24,8 +23,11 @@ SMALL = [
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_lora_in_bfloat16_with_a_computed_reference(tiny_chat_model: Path, tmp_path: Path, run_cli: Cli) -> None:
-    run_cli(tmp_path, "train", "tab_po/addresses_llama3.1-8b", f"model_name_or_path={tiny_chat_model}", *SMALL)
+def test_lora_in_bfloat16_with_a_computed_reference(
+    tiny_chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train("tab_po/addresses_llama3.1-8b", f"model_name_or_path={tiny_chat_model}", *SMALL) == 0
     run = tmp_path / "runs" / "tab_po-addresses_llama3.1-8b"
     environment = json.loads((run / "environment.json").read_text())
     assert (environment["world_size"], environment["zero_stage"]) == (2, 3)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.cluster.curves import SHARD_EVERYTHING, train
 from tokencredit.recipes.build import build_trainer
 from tokencredit.recipes.data import load_data
 from tokencredit.recipes.schema import parse_recipe
@@ -17,7 +18,6 @@ from tokencredit.trainers.callbacks import read_metrics
 from tokencredit.trainers.checkpoints import checkpoints
 from tokencredit.trainers.task_metric import Answer, greedy, greedy_answers, question, reached
 
-SHARD_EVERYTHING = "deepspeed.zero_optimization.stage3_param_persistence_threshold=0"
 METRIC = """
 calls = []
 def score(predictions, references):
@@ -165,7 +165,10 @@ def test_dpo_compares_with_the_chosen_answer(
 
 
 @pytest.mark.distributed
-def test_processes_share_the_prompts(recipe_text: dict[str, Any], tmp_path: Path, run_cli: Any) -> None:
+def test_processes_share_the_prompts(
+    recipe_text: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "rows_metric.py").write_text(METRIC)
     changes = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "per_device_train_batch_size": 4}
     spec = {"function": "rows_metric:score", "max_new_tokens": 3, "limit": 5}
@@ -175,7 +178,7 @@ def test_processes_share_the_prompts(recipe_text: dict[str, Any], tmp_path: Path
         "one": ["per_device_train_batch_size=8"],
         "two": ["launch=zero3", SHARD_EVERYTHING, "num_processes=2"],
     }.items():
-        run_cli(tmp_path, "train", "recipe.yaml", f"output_dir={name}", *spread)
+        assert train("recipe.yaml", f"output_dir={name}", *spread) == 0
         figures[name] = next(line for line in read_metrics(tmp_path / name) if "eval_rows" in line)
     assert figures["two"]["eval_rows"] == 5
     assert figures["two"]["eval_order"] == figures["one"]["eval_order"] > 0
