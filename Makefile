@@ -15,9 +15,10 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh quickstart.sh
 
-# Two at a time, module by module in their order, which leaves no long one for the end.
+# First what fills two cores by itself; then two at a time, module by module in their order.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=100 --durations-min=5
+	$(BIN)/python -m pytest -m distributed --durations=100 --durations-min=5
+	$(BIN)/python -m pytest -m "not distributed" -n 2 --dist loadscope --no-loadscope-reorder --durations=50 --durations-min=5
 
 # Without what starts several processes or takes more than a few seconds.
 test-fast: $(READY)

@@ -1,10 +1,8 @@
-"""Steps of TokenGRPO on fixed rollouts: `python -m tests.trainers.grpo_spread model folder rows_per_process [stage]`.
+"""Steps of TokenGRPO on fixed rollouts, in one process or in several.
 
-Started in one process or, through PyTorch's launcher, in several; `stage` is DeepSpeed's. Answers are a function of the
-prompt and the row, so that they do not depend on which process samples them.
+Answers are a function of the prompt and the row, so that they do not depend on which process samples them.
 """
 
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +15,6 @@ from transformers import TrainerCallback
 
 from tests.trainers.grpo_runs import settings, shape_of, trusted
 from tests.trainers.test_parity import zero
-from tokencredit.cluster.processes import leave
 from tokencredit.trainers import TokenGRPOConfig, TokenGRPOTrainer
 
 CREDIT: list[Any] = ["reinforce_pp_baseline", "entropy_advantage", "high_entropy_mask"]
@@ -106,8 +103,9 @@ def run(case: str, model: str, folder: Path, rows: int, stage: int) -> dict[str,
     return weights.found
 
 
-def main() -> None:
-    model, folder, rows, stage = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+def main(model: str, out: str, rows_per_process: str, deepspeed_stage: str) -> None:
+    """Run all cases, and write what was found."""
+    folder, rows, stage = Path(out), int(rows_per_process), int(deepspeed_stage)
     if stage:
         import deepspeed
 
@@ -115,8 +113,3 @@ def main() -> None:
     found = {f"{case}/{key}": v for case in CASES for key, v in run(case, model, folder, rows, stage).items()}
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         save_file(found, folder / "found.safetensors")
-    leave(0)
-
-
-if __name__ == "__main__":
-    main()

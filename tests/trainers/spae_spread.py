@@ -1,6 +1,5 @@
-"""The step of SPAE on fixed answers: `python -m tests.trainers.spae_spread model out rows_per_process [stage]`."""
+"""The step of SPAE on fixed answers, in one process or in several."""
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,10 @@ def _whole(model: Any) -> dict[str, torch.Tensor]:
         return {name.replace("module.", ""): p.detach().clone() for name, p in model.named_parameters()}
 
 
-if __name__ == "__main__":
-    if int(sys.argv[4]):
+def main(model: str, out: str, rows_per_process: str, stage: str) -> None:
+    """Take the step; `stage` is DeepSpeed's, 0 for none."""
+    if int(stage):
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
-    step(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    step(Path(model), Path(out), int(rows_per_process), int(stage))

@@ -6,9 +6,6 @@ starts from parameters that the first has moved, so that the policy differs from
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import answers
+from tests.trainers.side_by_side import run_processes
 from tests.trainers.two_steps import DPO, OURS, STOCK, run
 from tokencredit.recipes.init_model import write_initial_model
 from tokencredit.recipes.schema import Init
@@ -143,13 +141,7 @@ def test_two_processes(spread: str, stock: Any, tiny_model: Path, tmp_path: Path
         for form in forms
     }
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    program = ["-m", "tests.trainers.two_steps", str(tmp_path / "runs.json"), str(tmp_path / "found.safetensors")]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [*launcher, *program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_processes("tests.trainers.two_steps", str(tmp_path / "runs.json"), str(tmp_path / "found.safetensors"))
     found = load_file(tmp_path / "found.safetensors")
     for form in runs:
         part = {name.removeprefix(f"{form}/"): v for name, v in found.items() if name.startswith(f"{form}/")}

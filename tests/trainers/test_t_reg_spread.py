@@ -4,9 +4,6 @@ Tolerance 1e-6 absolute: float32 sums are taken in another order.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import torch
 from datasets import config as datasets_config
 from safetensors.torch import load_file
 
-from tests.trainers.test_parity import REPOSITORY, compare, zero
+from tests.trainers.side_by_side import run_processes
+from tests.trainers.test_parity import compare, zero
 from tests.trainers.two_steps import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -64,14 +62,9 @@ def test_two_processes(spread: str, model: Path, tmp_path: Path, monkeypatch: py
         for name, (keys, options) in SPREADS[spread].items()
     }
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    program = ["-m", "tests.trainers.two_steps", str(tmp_path / "runs.json"), str(tmp_path / "found.safetensors")]
     cache = tmp_path / "cache"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_DATASETS_CACHE": str(cache)}
-    done = subprocess.run(
-        [*launcher, *program], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    files = (str(tmp_path / "runs.json"), str(tmp_path / "found.safetensors"))
+    run_processes("tests.trainers.two_steps", *files, str(cache))
     stores = sorted((cache / "tokencredit" / "token-rewards").iterdir())
     # Of two kinds: with an adapter the weights have other names. Sharded or not, they are the same weights.
     assert len(stores) == 2

@@ -3,27 +3,21 @@
 Tolerance 1e-6 absolute: float32 sums are taken in another order.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+from tests.trainers.side_by_side import run_processes
+
 SPREADS = {"ddp": 0, "zero2": 2, "zero3": 3}
 
 
 def steps(model: Path, out: Path, processes: int, rows: int, stage: int = 0) -> dict[str, torch.Tensor]:
     out.mkdir()
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    program = ["-m", "tests.trainers.grpo_spread", str(model), str(out), str(rows), str(stage)]
-    done = subprocess.run(
-        [sys.executable, *start, *program], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    arguments = (str(model), str(out), str(rows), str(stage))
+    run_processes("tests.trainers.grpo_spread", *arguments, processes=processes)
     return load_file(out / "found.safetensors")
 
 

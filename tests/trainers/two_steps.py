@@ -1,17 +1,18 @@
-"""Two optimiser steps; loss and every gradient of each: `python -m tests.trainers.two_steps runs.json found`.
+"""Two optimiser steps; loss and every gradient of each, in one process or in several.
 
-Started by tests in one process or, through PyTorch's launcher, in several. The gradients are those the optimiser
+The gradients are those the optimiser
 gets: accumulated, averaged over processes, and gathered whole where they are sharded.
 """
 
 import json
-import sys
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets import config as datasets_config
 from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -107,17 +108,15 @@ def run(model: str, output_dir: str, classes: tuple[str, str], keys: dict[str, A
     return gradients
 
 
-if __name__ == "__main__":
-    import os
-
-    from tokencredit.cluster.processes import leave
-
-    runs = json.loads(Path(sys.argv[1]).read_text())
+def main(runs_file: str, found_file: str, cache: str = "") -> None:
+    """Do the runs of a file, each by name, with another cache of datasets if wanted; write what was found in them."""
+    if cache:
+        datasets_config.HF_DATASETS_CACHE = Path(cache)
+    runs = json.loads(Path(runs_file).read_text())
     if any(settings["keys"].get("deepspeed") for settings in runs.values()):
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
     found = {f"{name}/{key}": value for name, s in runs.items() for key, value in run(**s).found.items()}
     if os.environ.get("RANK", "0") == "0":
-        save_file(found, sys.argv[2])
-    leave(0)
+        save_file(found, found_file)
