@@ -39,8 +39,6 @@ class Nodes:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tc-", dir="/tmp"))
-        # Jobs call `python`.
-        self.environment = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.started = 0
         self.address = f"127.0.0.2:{free_port()}"
@@ -80,7 +78,7 @@ class Nodes:
         if hides is not None:
             script = f'mount -t tmpfs none "{hides}" && exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
-        variables = os.environ | self.environment | (environment or {})
+        variables = os.environ | (environment or {})
         node = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
         self._wait_for(number, node)
