@@ -23,16 +23,22 @@ def run(recipe: Recipe, data: RecipeData, resume_from: str | None) -> None:
     """Train a resolved recipe in this process and save the model in the run folder."""
     if recipe.own.init is not None:
         recipe = recipe.with_model(model_name_or_path=str(Path(recipe.output_dir) / INITIAL_MODEL))
-    if recipe.training.get("use_cpu"):
-        _prepare_cpu(recipe)
+    if recipe.training.get("deepspeed"):
+        prepare_deepspeed(on_cpu=bool(recipe.training.get("use_cpu")))
     trainer = build_trainer(recipe, data)
     trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(recipe.output_dir)
     trainer.end()
 
 
-def _prepare_cpu(recipe: Recipe) -> None:
-    if recipe.training.get("deepspeed"):
+def prepare_deepspeed(*, on_cpu: bool) -> None:
+    """Let DeepSpeed find what it compiles with, and on CPU what it can communicate with."""
+    # `ninja` lies beside the interpreter, and a command that was called by its path, from an environment that is not
+    # activated, does not look there: another one would compile everything anew, or there is none.
+    folder, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if folder not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([folder, path])
+    if on_cpu:
         import deepspeed
 
         # The trainer would let DeepSpeed pick a communication library that is not built for CPU.

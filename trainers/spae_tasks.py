@@ -13,7 +13,7 @@ from tokencredit.errors import InputError
 from tokencredit.scoring import ProbeTask
 from tokencredit.scoring.probe import answer_ids, template_ids
 from tokencredit.trainers.rollouts import Rollouts
-from tokencredit.trainers.task_metric import stop_tokens
+from tokencredit.trainers.task_metric import left_padded, stop_tokens
 
 _BATCH_TOKENS = 16384
 
@@ -202,18 +202,15 @@ def continuations(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=stops,
     )
-    pad: Any = tokenizer.pad_token_id
     found: dict[int, list[int]] = {}
     batches = context_batches(contexts)
     batches += [[]] * ((rounds or len(batches)) - len(batches))
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for batch in batches:
-            rows = [list(contexts[place]) for place in batch] or [[pad]]
-            width = max(map(len, rows))
-            ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:]
+            rows = [list(contexts[place]) for place in batch] or [[tokenizer.pad_token_id]]
+            ids, mask = (tensor.to(model.device) for tensor in left_padded(rows, tokenizer))
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]
             found |= {place: until(row.tolist(), stops) for place, row in zip(batch, written, strict=False)}
     return [found[place] for place in range(len(contexts))]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -72,6 +74,16 @@ def answer_text(reference: Any) -> str:
     return str(reference if isinstance(reference, str) else reference[-1]["content"])
 
 
+def left_padded(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask `[B, T]` of prompts that all end where generation starts."""
+    pad: Any = tokenizer.pad_token_id
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return (
+        pad_sequence(ids, batch_first=True, padding_value=pad, padding_side="left"),
+        pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left"),
+    )
+
+
 def greedy(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -107,18 +119,15 @@ def greedy(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        width = max(len(prompts[row]) for row in rows)
-        # Left padding: every prompt ends where generation starts.
-        ids = [[tokenizer.pad_token_id] * (width - len(prompts[row])) + prompts[row] for row in rows]
-        mask = [[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows]
+        ids, mask = left_padded([prompts[row] for row in rows], tokenizer)
         with torch.no_grad():
             output = model.generate(
-                input_ids=torch.tensor(ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
                 generation_config=config,
                 logits_processor=processors(rows) if processors is not None else None,
             )
-        written = output[:, width:]
+        written = output[:, ids.shape[1] :]
         stopped = torch.isin(written, torch.tensor(stops, dtype=written.dtype, device=written.device))
         ended = stopped.any(dim=1).tolist()
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)

@@ -79,6 +79,7 @@ def test_killed_accelerate_launch_leaves_no_worker(endless: Path) -> None:
     (endless / "accelerate.yaml").write_text(yaml.safe_dump(config | {"mixed_precision": "no"}))
     process = start(endless, "recipe.yaml", "launch=./accelerate.yaml")
     wait_for(lambda: read_metrics(endless / "run"), process)
+    assert processes_with(str(endless)) != []
     process.kill()
     process.wait()
     process.communicate()
