@@ -8,9 +8,9 @@ from tokencredit.analysis.cross_arms import Arm
 from tokencredit.analysis.cross_samples import Problem
 from tokencredit.analysis.curves import Chart, ChartGroup, Line
 from tokencredit.analysis.page import Page, Table
-from tokencredit.analysis.shift_table import token_texts
+from tokencredit.analysis.token_texts import token_texts
 from tokencredit.analysis.token_view import Column, Response, TokenView, short
-from tokencredit.analysis.trajectories import shown
+from tokencredit.data.responses import prompt_text
 from tokencredit.scoring.cross_decode import Trace
 
 MOST_GROUPS = 40
@@ -117,7 +117,7 @@ def _view(result: Shown) -> TokenView:
         middle = rules[len(rules) // 2] if rules else None
         for problem, sample in _chosen(ends["primary"], middle):
             sides = [ends["primary"], *([middle] if middle else [])]
-            prompt = shown(result.problems[problem].prompt)
+            prompt = prompt_text(result.problems[problem].prompt)
             responses += list(_group(sides, direction, problem, sample, prompt, text))
     return TokenView(responses, COLUMNS)
 

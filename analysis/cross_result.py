@@ -15,7 +15,7 @@ from tokencredit.analysis.cross_labels import OUTCOMES, Label
 from tokencredit.analysis.cross_page import Shown, page
 from tokencredit.analysis.cross_samples import TRACE, Problem, trace_table
 from tokencredit.analysis.page import Table, write
-from tokencredit.analysis.whole_files import write_table
+from tokencredit.analysis.whole_files import write_table, write_text
 
 _ENDS = ("primary", "intervention")
 SAMPLES, LABELS, SUMMARY, PAGE = "samples.parquet", "labels.parquet", "summary.json", "cross_sample.html"
@@ -117,7 +117,7 @@ class CrossResult:
         """
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / SUMMARY, folder / SAMPLES, folder / PAGE]
-        files[0].write_text(json.dumps(_plain(self.summary()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(json.dumps(_plain(self.summary()), indent=1, allow_nan=False) + "\n", files[0])
         write_table(self.table, files[1])
         self.to_html(files[2], title)
         if self.labels:

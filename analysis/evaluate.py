@@ -1,6 +1,5 @@
 """Several models on the same documents, one after the other: greedy answers, scores, differences from the first."""
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tokencredit.analysis.models import check_positions, load_model, load_tokenizer, max_positions
+from tokencredit.analysis.models import check_positions, free, load_model, load_tokenizer, max_positions
 from tokencredit.analysis.scores import Answers, Evaluation, Settings, score
 from tokencredit.data.metrics import parse_references
 from tokencredit.errors import InputError
@@ -128,9 +127,7 @@ def _answers(prepared: _Prepared, settings: Settings) -> Answers:
         batch_size=settings.batch_size,
     )
     del model
-    gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()  # the next model needs the room
+    free()  # the next model needs the room
     return Answers(
         candidate.label,
         candidate.model,

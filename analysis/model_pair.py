@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from tokencredit.analysis.models import adapter_base, load_model, load_tokenizer
@@ -125,9 +124,3 @@ def identity(name: str) -> str:
 def _files(name: str) -> list[tuple[str, int, int]]:
     files = sorted(path for pattern in _FILES for path in Path(name).glob(pattern)) if Path(name).is_dir() else []
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-
-
-def free() -> None:
-    """Give back what a model that is gone has held on an accelerator."""
-    if torch.accelerator.is_available():
-        torch.accelerator.memory.empty_cache()

@@ -1,5 +1,6 @@
 """Saved models for reading: a folder, a LoRA folder or a hub name, with its tokenizer."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,10 @@ def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
         else:
             problem = f"no folder {name!r}, and no model of that name on the hub that can be loaded ({reason})"
         raise InputError("MODEL", problem, "name the folder of a saved model with its tokenizer") from None
+
+
+def free() -> None:
+    """Give back what models that nothing refers to any more have held."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tokencredit.analysis.statistics import Array, percentile_interval, resampled_totals
 from tokencredit.errors import InputError
+from tokencredit.losses import step_potential
 
 REFLECTION = r"\b(wait|check|recheck|double-check|verify|alternatively|hmm|hold on|let me re)"
 """Begins what a step says when it looks back; our own list [O]."""
@@ -110,8 +112,9 @@ def checked_pattern(pattern: str) -> str:
 
 
 def potentials(acc: Sequence[float], conf: Sequence[float]) -> list[float]:
-    """Φ; see `tokencredit.losses.step_potential`."""
-    return [1.5 * a * c + 0.5 * a - c for a, c in zip(acc, conf, strict=True)]
+    """Φ, of numbers as they are stored."""
+    found: list[float] = step_potential(torch.tensor(acc), torch.tensor(conf)).tolist()
+    return found
 
 
 def counts(response: ProbedResponse, saturation: float, reflection: str = REFLECTION) -> NDArray[np.float64]:

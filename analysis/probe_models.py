@@ -1,6 +1,5 @@
 """Models that answer problems and are probed after each step of their answers, one after the other."""
 
-import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +9,10 @@ from typing import Any
 
 import torch
 
-from tokencredit.analysis.models import check_positions, load_model, load_tokenizer, max_positions
+from tokencredit.analysis.models import check_positions, free, load_model, load_tokenizer, max_positions
 from tokencredit.analysis.probe import Exit, ProbedResponse
-from tokencredit.analysis.statistics import CONFIDENCE, RESAMPLES
+from tokencredit.analysis.statistics import RESAMPLES
+from tokencredit.analysis.token_texts import token_texts
 from tokencredit.data.boxed import last_boxed
 from tokencredit.data.steps import DELIMITER, THINK_END
 from tokencredit.errors import InputError
@@ -23,6 +23,10 @@ from tokencredit.trainers.spae_tasks import TaskMaker, continuations
 from tokencredit.trainers.task_metric import Answer, greedy, question
 
 MODES = ("forced", "sampled")
+_OF_RECIPES = (
+    *("step_delimiter", "think_end", "probe_template", "probe_template_column", "probe_closing", "answer_column"),
+    *("probe_temperature", "probe_max_tokens"),
+)
 _EXIT_TOKENS = 64
 """Tokens of an answer that is asked for at an exit."""
 
@@ -38,11 +42,10 @@ class ProbeSettings:
         batch_size: Prompts at a time.
         saturation: ε.
         num_samples: Answers after each step in mode `sampled`.
-        temperature: Of these.
-        max_tokens: Of these.
+        probe_temperature: Of these.
+        probe_max_tokens: Of these.
         seed: Of their draw and of the resampling.
         resamples: Of the bootstrap.
-        confidence: Of intervals.
         step_delimiter: Ends a step.
         think_end: Ends the thinking.
         probe_template: What is put after a step.
@@ -57,11 +60,10 @@ class ProbeSettings:
     batch_size: int = 64
     saturation: float = 0.9
     num_samples: int = 5
-    temperature: float = 0.6
-    max_tokens: int = 10
+    probe_temperature: float = 0.6
+    probe_max_tokens: int = 10
     seed: int = 0
     resamples: int = RESAMPLES
-    confidence: float = CONFIDENCE
     step_delimiter: str = DELIMITER
     think_end: str = THINK_END
     probe_template: str = TEMPLATE
@@ -73,14 +75,12 @@ class ProbeSettings:
         """Refuse numbers that mean nothing."""
         if self.mode not in MODES:
             raise InputError("--mode", f"unknown value {self.mode!r}", "choose forced or sampled")
-        for name in ("limit", "max_new_tokens", "batch_size", "num_samples", "max_tokens", "resamples"):
+        for name in ("limit", "max_new_tokens", "batch_size", "num_samples", "resamples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')}", f"{value} is too small", "give 1 or more")
         if self.seed < 0:
             raise InputError("--seed", f"{self.seed} is negative", "give 0 or more")
-        if self.temperature <= 0:
-            raise InputError("--temperature", f"{self.temperature} is not positive", "give 0.6")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def probe_model(
     measured = probe_steps(loaded, tasks)
     sampled = _sampled(loaded, tokenizer, tasks, settings) if settings.mode == "sampled" else None
 
-    texts = _Texts(tokenizer)
+    texts = token_texts(tokenizer)
     found = []
     for number, (prompt, answer, row) in enumerate(zip(prompts, answers, rows, strict=True)):
         steps, task = made[number]
@@ -160,26 +160,14 @@ def probe_model(
     progress(f"early exits of {label}")
     cuts = _cuts(loaded, tokenizer, found, tasks, settings)
     del loaded
-    gc.collect()
+    free()
     _judge(found, answers, cuts)
     return Probed(label, model, settings, found)
 
 
-class _Texts:
-    """Texts of tokens, each decoded once."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.known = tokenizer, dict[int, str]()
-
-    def __call__(self, token: int) -> str:
-        if token not in self.known:
-            self.known[token] = str(self.tokenizer.decode([token]))
-        return self.known[token]
-
-
 def _sampled(model: Any, tokenizer: Any, tasks: Sequence[ProbeTask], settings: ProbeSettings) -> list[list[float]]:
     def generate(contexts: list[list[int]]) -> list[list[int]]:
-        limits = {"temperature": settings.temperature, "max_new_tokens": settings.max_tokens}
+        limits = {"temperature": settings.probe_temperature, "max_new_tokens": settings.probe_max_tokens}
         return continuations(model, tokenizer, contexts, seed=settings.seed, **limits)  # type: ignore[arg-type]
 
     drawn = draw_answers(tasks, generate, tokenizer, num_samples=settings.num_samples, closing=settings.probe_closing)
@@ -271,8 +259,7 @@ def judged(pairs: Sequence[tuple[str, list[str]]]) -> list[bool]:
 
 def with_keys(settings: ProbeSettings, given: Mapping[str, Any]) -> ProbeSettings:
     """The settings with what a recipe says about the probe."""
-    names = ("step_delimiter", "think_end", "probe_template", "probe_template_column", "probe_closing", "answer_column")
-    return replace(settings, **{name: given[name] for name in names if given.get(name) is not None})
+    return replace(settings, **{name: given[name] for name in _OF_RECIPES if given.get(name) is not None})
 
 
 def device() -> str:

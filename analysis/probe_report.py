@@ -15,7 +15,9 @@ from tokencredit.analysis.page import Page, Table, write
 from tokencredit.analysis.probe import FIGURES, REFLECTION, ArmFigures, ProbedResponse, agreements, compare, counts
 from tokencredit.analysis.probe_models import Probed, device, spans
 from tokencredit.analysis.score_tables import Grid
+from tokencredit.analysis.statistics import CONFIDENCE
 from tokencredit.analysis.token_view import Column, Response, TokenView
+from tokencredit.data.responses import prompt_text
 from tokencredit.trainers.callbacks import write_whole
 
 FORMAT = 1
@@ -59,7 +61,7 @@ def figures(
         against or [next(iter(arms))],
         resamples=settings.resamples,
         seed=settings.seed,
-        confidence=settings.confidence,
+        confidence=CONFIDENCE,
     )
 
 
@@ -198,14 +200,10 @@ def _views(run: Probed, count: int, *, several: bool) -> list[Response]:
                 side="right" if response.right else "wrong",
                 group=f"problem {number}" if several else "",
                 run=run.label if several else "",
-                prompt=response.prompt if isinstance(response.prompt, str) else _messages(response.prompt),
+                prompt=prompt_text(response.prompt),
             )
         )
     return found
-
-
-def _messages(prompt: Any) -> str:
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def as_json(probed: Sequence[Probed], found: dict[str, ArmFigures], versions: dict[str, str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from tokencredit.analysis.terminal import show, visible
 from tokencredit.analysis.token_view import Column, Response, TokenView, short
 from tokencredit.data.pieces import offsets_within, sampled_offsets, span_values
+from tokencredit.data.responses import prompt_text
 from tokencredit.data.spans import token_offsets
 from tokencredit.errors import InputError, plain
 from tokencredit.rewards import Reward, RewardBatch, RewardPool
@@ -112,7 +113,9 @@ def _view(checked: Checked, samples: int, weights: Sequence[float] | None) -> To
             if reward is not None and (reward.spans or reward.tokens)
         }
         responses.append(
-            Response(_title(checked.batch, index, totals[index]), tokens, columns, prompt=_plain(row.get("prompt")))
+            Response(
+                _title(checked.batch, index, totals[index]), tokens, columns, prompt=prompt_text(row.get("prompt"))
+            )
         )
     names = [Column(name, "what each piece adds to the reward", diverging=True) for name in checked.batch.names]
     return TokenView(responses, names)
@@ -199,9 +202,3 @@ def _pieces(row: Row, tokenizer: Any) -> list[str]:
         pieces.append(text[at : max(at, end)])
         at = max(at, end)
     return pieces if at == len(text) and len(pieces) > 1 else [text]
-
-
-def _plain(prompt: Any) -> str:
-    if prompt is None or isinstance(prompt, str):
-        return prompt or ""
-    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 
 from tokencredit.analysis.models import check_positions, positions
 from tokencredit.analysis.shift_summary import Summary, summary
-from tokencredit.analysis.shift_table import listed_texts, metadata, rows, token_texts
+from tokencredit.analysis.shift_table import listed_texts, metadata, rows
+from tokencredit.analysis.token_texts import token_texts
 from tokencredit.analysis.trajectories import Generation, Trajectory, check_lengths, generate, prompt_ids
 from tokencredit.analysis.whole_files import write_table, write_text
 from tokencredit.errors import InputError
@@ -70,6 +72,10 @@ class ShiftResult:
 
     def summary(self) -> Summary:
         """The figures; `print` shows them as text."""
+        return self._summary
+
+    @cached_property
+    def _summary(self) -> Summary:
         return summary(self.table)
 
     def to_html(self, path: Path | str) -> Path:

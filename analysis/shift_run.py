@@ -1,6 +1,5 @@
 """`tokencredit shift`: one base, one or several tuned models, responses written or stored; kept as it goes."""
 
-import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tokencredit.analysis.model_pair import ModelPair, free, identity
-from tokencredit.analysis.models import max_positions
+from tokencredit.analysis.model_pair import ModelPair, identity
+from tokencredit.analysis.models import free, max_positions
 from tokencredit.analysis.shift import (
     LEADS,
     PARTS,
@@ -26,7 +25,7 @@ from tokencredit.analysis.shift import (
     score,
     shards,
 )
-from tokencredit.analysis.shift_table import token_texts
+from tokencredit.analysis.token_texts import token_texts
 from tokencredit.analysis.trajectories import Generation, Trajectory, check_lengths, prompt_ids
 from tokencredit.analysis.whole_files import write_text
 from tokencredit.errors import InputError
@@ -135,7 +134,7 @@ def _here(pair: ModelPair, texts: Any) -> Scorer:
         with pair.against(request.tuned[name]) as models:
             for piece in missing:
                 yield score(sides(*models), piece.part, piece.first, texts, name=name, scoring=request.scoring)
-        gc.collect()
+        del models
         free()
 
     return scorer
@@ -164,6 +163,8 @@ def _responses(
             generation=request.generation,
             progress=lambda text: progress(f"{name}: {text}"),
         )
+    del base, tuned
+    free()
     path.parent.mkdir(exist_ok=True)
     write_text("".join(json.dumps(item.as_dict()) + "\n" for item in found), path)
     return found

@@ -11,7 +11,6 @@ from tokencredit.analysis.trajectories import Trajectory
 from tokencredit.scoring.measures import FIGURES, RANKS, TOPS, Measures
 
 Array = NDArray[Any]
-UNFINISHED = "\ufffd"
 
 KEYS = ("model", "led", "prompt", "response", "position", "length", "token_id", "token")
 """Which position a row is: name of the tuned model, who wrote the response, number of its problem and of the response,
@@ -84,25 +83,6 @@ def parts(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
     keys = dict.fromkeys(zip(table["model"].to_pylist(), table["led"].to_pylist(), strict=True))
     models, led = column(table, "model"), column(table, "led")
     return {key: table.filter(pa.array((models == key[0]) & (led == key[1]))) for key in keys}
-
-
-def token_texts(tokenizer: Any) -> Any:
-    """A function from a token id to its text; what is no text by itself, as a byte of a character, has its name."""
-    known: dict[int, str] = {}
-
-    def text(token: int) -> str:
-        if token not in known:
-            found = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
-            name = tokenizer.convert_ids_to_tokens(token)
-            if isinstance(name, str):
-                if UNFINISHED in found or not found:
-                    found = name
-                elif name.startswith("▁") and not found.startswith(" "):
-                    found = " " + found  # decoders of this kind drop the space of a first token
-            known[token] = found
-        return known[token]
-
-    return text
 
 
 def listed_texts(table: pa.Table, texts: Any) -> dict[int, str]:

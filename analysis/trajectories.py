@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokencredit.analysis.run_folder import json_object, read_run
+from tokencredit.data.responses import prompt_text
 from tokencredit.errors import InputError
 from tokencredit.scoring.shift import Side
 from tokencredit.trainers.sampling import sampled
@@ -109,7 +110,7 @@ def generate(
                 batch_size=generation.batch_size,
             )
     return [
-        Trajectory(number, ids[number], answer.ids, led, shown(prompts[number]))
+        Trajectory(number, ids[number], answer.ids, led, prompt_text(prompts[number]))
         for number, answers in enumerate(found)
         for answer in answers
     ]
@@ -176,13 +177,6 @@ def check_lengths(trajectories: Sequence[Trajectory], rooms: Sequence[tuple[str,
                 raise InputError(f"response {number}", problem, "shorten it, or leave it out")
 
 
-def shown(prompt: Any) -> str:
-    """A prompt as a person reads it."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
-
-
 def read_trajectories(path: Path, tokenizer: Any) -> list[Trajectory]:
     """Stored responses.
 
@@ -216,7 +210,7 @@ def read_trajectories(path: Path, tokenizer: Any) -> list[Trajectory]:
         prompt = _prompt(where, line, tokenizer, stored=path.is_dir())
         number = numbers.setdefault(tuple(prompt), len(numbers))
         # The number of a problem, in a file that `shift` wrote, is not its text.
-        text = shown(line["prompt"]) if is_prompt(line.get("prompt")) else line.get("text")
+        text = prompt_text(line["prompt"]) if is_prompt(line.get("prompt")) else line.get("text")
         text = tokenizer.decode(prompt) if text is None else str(text)
         found.append(Trajectory(number, prompt, _response(where, line, tokenizer), _writer(where, line), text))
     return found

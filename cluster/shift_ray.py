@@ -11,7 +11,7 @@ import pyarrow as pa
 from tokencredit.analysis.model_pair import ModelPair, shared_tokenizer
 from tokencredit.analysis.shift import Scoring, score
 from tokencredit.analysis.shift_run import Request, Scorer, Shard
-from tokencredit.analysis.shift_table import token_texts
+from tokencredit.analysis.token_texts import token_texts
 from tokencredit.analysis.trajectories import Trajectory
 from tokencredit.cluster.ray_cluster import (
     called_ray,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 def last_boxed(text: str) -> str | None:
     r"""What stands in the last `\boxed{…}` of a text, without outer white space; None if none is closed."""
     end = len(text)
-    while (start := text.rfind(_OPEN, 0, end)) >= 0:
-        depth, begin = 1, start + len(_OPEN)
+    while (start := text.rfind(OPEN, 0, end)) >= 0:
+        depth, begin = 1, start + len(OPEN)
         for place in range(begin, len(text)):
             depth += {"{": 1, "}": -1}.get(text[place], 0)
             if not depth:
@@ -35,4 +35,4 @@ def boxed(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
-_OPEN = "\\boxed{"
+OPEN = "\\boxed{"

@@ -81,3 +81,10 @@ def _position(whole: str, text: str, marked: str) -> int:
         return begin
     # Some templates look into the content; then it must at least be unmistakable.
     return whole.find(text) if whole.count(text) == 1 else -1
+
+
+def prompt_text(prompt: str | Messages | None) -> str:
+    """A prompt as a person reads it: of chat messages, role and content, a line each."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt or ""
+    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-STEP_END = ".\n\n"
-"""Ends every step."""
+from tokencredit.data.boxed import OPEN
+from tokencredit.data.steps import DELIMITER, THINK_END
+
 CHECK = "check "
 """Begins a step that only repeats an earlier one."""
-THINK_END = "</think>"
-BOX = "\\boxed{"
 
 SPLITS = {"train": 20_000, "validation": 1_000, "test": 1_000}
 """Rows of each split."""
@@ -52,12 +51,12 @@ def worked_sums(split: str) -> list[dict[str, Any]]:
 def _row(terms: Sequence[int], rng: random.Random) -> dict[str, Any]:
     sums = list(accumulate(terms))
     changes = zip(sums, terms[1:], sums[1:], strict=False)
-    steps = [f"{before}{term:+d}={after}{STEP_END}" for before, term, after in changes]
+    steps = [f"{before}{term:+d}={after}{DELIMITER}" for before, term, after in changes]
     checks = [CHECK + rng.choice(steps) for _ in range(rng.randint(0, _MOST_CHECKS))]
     answer = str(sums[-1])
     return {
         "prompt": f"{terms[0]}{''.join(f'{term:+d}' for term in terms[1:])}=\n",
-        "completion": "".join([*steps, *checks, THINK_END, BOX, answer, "}"]),
+        "completion": "".join([*steps, *checks, THINK_END, OPEN, answer, "}"]),
         "answer": answer,
         "checks": len(checks),
     }

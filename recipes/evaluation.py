@@ -74,12 +74,26 @@ def prompts_of(model: str, settings: Settings, *, recipe: str | None = None) -> 
     rows: Any = documents(settings.data, settings.split, settings.config, settings.limit, called="--prompts")[0]
     given = None if recipe is None else (recipe, parse_recipe(read_recipe(recipe, [])))
     found = given or (None if "prompt" in rows.column_names else own_recipe(model, set(rows.column_names)))
-    with called_data("--prompts"):
-        if found is not None:
-            rows = with_own_columns(found[1].own, "evaluation", rows)
+    return prompts_by(rows, found[1] if found is not None else None, called="--prompts")
+
+
+def prompts_by(rows: Any, recipe: Recipe | None, *, called: str = "DATA") -> list[Any]:
+    """The prompts that a recipe makes of data, which needs no answers for that.
+
+    Args:
+        rows: A dataset.
+        recipe: With a `prompt_template`, or None: the data has its prompts.
+        called: What error messages call the data.
+
+    Raises:
+        InputError: A column that the template names is missing or empty, or there is no `prompt`.
+    """
+    with called_data(called):
+        if recipe is not None:
+            rows = with_own_columns(recipe.own.model_copy(update={"completion_column": None}), "evaluation", rows)
         if "prompt" not in rows.column_names:
             problem = f"the columns are {', '.join(sorted(rows.column_names))}, and none is prompt"
-            raise InputError("--prompts", problem, "give a recipe with prompt_template with --recipe")
+            raise InputError(called, problem, "give a recipe with a prompt_template with --recipe")
         check_types("evaluation", rows, {"prompt"})
     return list(rows["prompt"])
 

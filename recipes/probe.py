@@ -7,8 +7,7 @@ from tokencredit.analysis.models import load_tokenizer
 from tokencredit.analysis.probe_models import Probed, ProbeSettings, probe_model, with_keys
 from tokencredit.errors import InputError
 from tokencredit.recipes.build import with_defaults
-from tokencredit.recipes.data import check_types, with_own_columns
-from tokencredit.recipes.evaluation import called_data, documents, labelled, own_recipe
+from tokencredit.recipes.evaluation import documents, labelled, own_recipe, prompts_by
 from tokencredit.recipes.files import read_recipe
 from tokencredit.recipes.schema import Recipe, parse_recipe
 
@@ -55,7 +54,7 @@ def probe_models(
         load_tokenizer(model)  # a misspelt folder is told of before anything runs
         found = (None, asked) if asked is not None else own_recipe(model, set(dataset.column_names))
         own = found[1] if found is not None else None
-        plans.append((label, model, _prompts(dataset, own), with_keys(settings, _keys(own) | given)))
+        plans.append((label, model, prompts_by(dataset, own), with_keys(settings, _keys(own) | given)))
     rows: list[dict[str, Any]] = [dict(row) for row in dataset]
     return [probe_model(label, model, prompts, rows, keys, progress=progress) for label, model, prompts, keys in plans]
 
@@ -65,15 +64,3 @@ def _keys(recipe: Recipe | None) -> dict[str, Any]:
     if recipe is None or recipe.own.trainer != "spae":
         return {}
     return with_defaults(recipe.method.config_class(), recipe.training)
-
-
-def _prompts(dataset: Any, recipe: Recipe | None) -> list[Any]:
-    with called_data():
-        rows = dataset
-        if recipe is not None and recipe.own.prompt_template is not None:
-            rows = with_own_columns(recipe.own.model_copy(update={"completion_column": None}), "evaluation", rows)
-        if "prompt" not in rows.column_names:
-            problem = f"the columns are {', '.join(sorted(rows.column_names))}, and no prompt"
-            raise InputError("DATA", problem, "give a recipe with a prompt_template with --recipe")
-        check_types("evaluation", rows, {"prompt"})
-    return list(rows["prompt"])

@@ -156,3 +156,11 @@ def test_prompts_are_made_as_the_tuned_model_s_recipe_makes_them(tiny_model: Pat
     prompts = json.loads((tmp_path / "out" / "shift.json").read_text())["prompts"]
     assert len(prompts) == 2
     assert all(prompt.endswith("\n") for prompt in prompts), "the template of the recipe"
+
+
+def test_prompts_of_a_recipe_need_no_answers(tiny_model: Path, tuned: Path, tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "lines.jsonl", [{"text": "12 Main St"}, {"text": "PO Box 7"}])
+    output = tmp_path / "out"
+    result = shift(tiny_model, tuned, "--prompts", rows, "--recipe", "sft/addresses", "--output", output, *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "12 Main St" in json.loads((output / "shift.json").read_text())["prompts"][0]

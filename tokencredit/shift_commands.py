@@ -100,12 +100,13 @@ def shift(
 
 def _reported(found: object, output: Path, format_: str) -> list[str]:
     from tokencredit.analysis.shift import TABLE, ShiftResult
+    from tokencredit.analysis.whole_files import write_text
 
     assert isinstance(found, ShiftResult)
     lines = [f"table in {output / TABLE}"]
     if format_ == "html":
         lines.append(f"written to {found.to_html(output / 'report.html')}")
     elif format_ == "md":
-        (output / "report.md").write_text(found.to_markdown(), encoding="utf-8")
+        write_text(found.to_markdown(), output / "report.md")
         lines.append(f"written to {output / 'report.md'}")
     return lines

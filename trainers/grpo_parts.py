@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tokencredit.data.responses import prompt_text
 from tokencredit.errors import InputError
 from tokencredit.trainers.callbacks import write_whole
 from tokencredit.trainers.diagnostics import SAMPLES
@@ -160,7 +161,7 @@ def write_rollouts(run: Path, step: int, rollouts: Rollouts, advantages: Tensor,
     lines = []
     for row in range(min(count, len(rollouts.ids))):
         ids = rollouts.ids[row][: rollouts.lengths[row]].tolist()
-        line: dict[str, Any] = {"step": step, "prompt": _plain(rollouts.prompts[row])}
+        line: dict[str, Any] = {"step": step, "prompt": prompt_text(rollouts.prompts[row])}
         line["reward"] = None if rewards[row] != rewards[row] else rewards[row]
         line |= {"tokens": [tokenizer.decode([token]) for token in ids], "ids": ids}
         line |= {name: values[row][: len(ids)].tolist() for name, values in columns.items()}
@@ -168,9 +169,3 @@ def write_rollouts(run: Path, step: int, rollouts: Rollouts, advantages: Tensor,
     folder = run / SAMPLES
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"step-{step:08d}.jsonl", "".join(line + "\n" for line in lines))
-
-
-def _plain(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -98,7 +98,7 @@ document.querySelectorAll("table.sortable").forEach((table) => {
       const down = head.getAttribute("aria-sort") !== "descending";
       const keyed = Array.from(body.rows, (row) => {
         const text = row.cells[number].textContent;
-        return { row, text, value: parseFloat(text.replace("−", "-")) };
+        return { row, text, value: parseFloat(text.replaceAll("−", "-")) };
       });
       const numbers = number > 0 && keyed.some(({ value }) => !Number.isNaN(value));
       const order = (value) => (Number.isNaN(value) ? -Infinity : value);

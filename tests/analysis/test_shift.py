@@ -23,7 +23,8 @@ from tokencredit.analysis.model_pair import identity
 from tokencredit.analysis.shift import Scoring, ShiftResult, compare
 from tokencredit.analysis.shift_evolution import evolution, jaccard
 from tokencredit.analysis.shift_page import build, charts
-from tokencredit.analysis.shift_table import column, token_texts
+from tokencredit.analysis.shift_table import column
+from tokencredit.analysis.token_texts import token_texts
 from tokencredit.analysis.trajectories import Generation, Trajectory, read_trajectories
 from tokencredit.errors import InputError
 

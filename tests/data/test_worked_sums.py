@@ -5,10 +5,11 @@ import re
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tokencredit.data.boxed import boxed, last_boxed
+from tokencredit.data.boxed import OPEN, boxed, last_boxed
 from tokencredit.data.loading import load_split
+from tokencredit.data.steps import DELIMITER, THINK_END
 from tokencredit.data.tokenizers import build_tokenizer
-from tokencredit.data.worked_sums import BOX, CHECK, SPLITS, STEP_END, THINK_END, worked_sums
+from tokencredit.data.worked_sums import CHECK, SPLITS, worked_sums
 from tokencredit.errors import InputError
 from tokencredit.recipes.files import read_recipe
 from tokencredit.recipes.init_model import model_config
@@ -97,8 +98,8 @@ def test_the_recipe_writes_and_reads_every_text_and_ends_steps_with_one_token(re
     for row in rows[:100]:
         tokens = tokenizer.encode(row["completion"]).tokens
         assert "".join(tokens) == row["completion"]
-        assert tokens.count(STEP_END) == row["completion"].count(STEP_END)
-        assert tokens.count(THINK_END) == tokens.count(BOX) == 1
+        assert tokens.count(DELIMITER) == row["completion"].count(DELIMITER)
+        assert tokens.count(THINK_END) == tokens.count(OPEN) == 1
         assert tokens.count(CHECK) == row["checks"]
 
 
