@@ -27,6 +27,7 @@ TAILS = (0.1, 0.01, 0.001)
 HIGH = 0.1
 """JS from which a position counts as changed."""
 RESAMPLES = 1000
+_OF_RESPONSES = ("base_entropy", "tuned_entropy", "base_logp", "tuned_logp")
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def position_profiles(table: pa.Table, measure: str = "js") -> dict[str, list[tu
     longest = int(length.max()) if len(length) else 1
     width = max(1, -(-longest // 40))
     edges = np.arange(0, longest + width, width)
+    parts = position * 20 // np.maximum(length, 1)  # in whole numbers: a twentieth is no binary fraction
     return {
-        "relative": profile(values, problems, position / np.maximum(length, 1), np.linspace(0, 1, 21)),
+        "relative": [(part / 20, mean) for part, mean in profile(values, problems, parts, range(21))],
         "from start": profile(values, problems, position, edges),
         "from end": profile(values, problems, length - 1 - position, edges),
     }
@@ -205,7 +207,8 @@ def reallocation(table: pa.Table, *, measure: str = "js", threshold: float = HIG
 
     `tuned_in_base` and `base_in_tuned` are shares of positions at which the most likely token of the one has rank 1, 2
     to 3, 4 to 10 or beyond with the other. `tail` is how often the base gave the tuned model's first choice less than
-    that. `moved` is the mean mass that went to (or from) the tokens of each rank of the base.
+    that. `moved` is the mean mass that went to (or from) the tokens of each rank of the base, as
+    far as the table lists them; `beyond` is the rest.
     """
     high, problems = column(table, measure) > threshold, column(table, "prompt")
     promoted = np.exp(column(table, "tuned_top1_base_logp"))
@@ -220,8 +223,8 @@ def reallocation(table: pa.Table, *, measure: str = "js", threshold: float = HIG
     }
     if "base_top_tuned_logps" in table.column_names:
         change = np.exp(column(table, "base_top_tuned_logps")) - np.exp(column(table, "base_top_logps"))
-        parts = {_name(a, b): change[:, a - 1 : b].sum(1) for a, b in RANK_BUCKETS if a <= size}
-        parts["beyond"] = -change.sum(1)
+        parts = {_name(a, min(b, size)): change[:, a - 1 : b].sum(1) for a, b in RANK_BUCKETS if a <= size}
+        parts["beyond"] = -sum(parts.values())
         found["moved"] = {name: band(values, problems, where=high) for name, values in parts.items()}
     return found
 
@@ -249,15 +252,16 @@ def taxonomy(table: pa.Table, cuts: tuple[int, int] = (1, 3)) -> dict[str, Band]
 def responses(table: pa.Table, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> list[dict[str, float]]:
     """Per response and model the entropy production rate, Σ H_t / T in nats a token, and quantiles of log p [O]."""
     numbers = column(table, "response")
-    order, starts = np.argsort(numbers, kind="stable"), np.unique(numbers, return_index=False)
+    order, starts = np.argsort(numbers, kind="stable"), np.unique(numbers)
     bounds = np.searchsorted(numbers[order], starts)
+    columns = {name: column(table, name) for name in _OF_RESPONSES if name in table.column_names}
     found = []
     for number, rows in zip(starts.tolist(), np.split(order, bounds[1:]), strict=True):
         line: dict[str, float] = {"response": number, "tokens": len(rows)}
         for model in ("base", "tuned"):
-            if f"{model}_entropy" in table.column_names:
-                line[f"{model}_entropy_rate"] = float(column(table, f"{model}_entropy")[rows].mean())
-            at = np.quantile(column(table, f"{model}_logp")[rows], quantiles)
+            if f"{model}_entropy" in columns:
+                line[f"{model}_entropy_rate"] = float(columns[f"{model}_entropy"][rows].mean())
+            at = np.quantile(columns[f"{model}_logp"][rows], quantiles)
             line |= {f"{model}_logp_q{q:g}": float(value) for q, value in zip(quantiles, at, strict=True)}
         found.append(line)
     return found

@@ -146,7 +146,7 @@ def spae_credit(
     factors = saturation_factors(phi, step_mask, alpha=alpha, saturation=saturation)
     if positive_only:
         factors = torch.where(outcome[:, None] > 0, factors, 1.0)
-    shaping = difference_shaping(phi, step_ids, step_mask, mask, reduce=reduce)
+    shaping = difference_shaping(phi, step_ids, step_mask, mask, reduce=reduce) if xi else torch.zeros_like(phi)
     shaping = torch.cat([shaping, torch.zeros_like(shaping[:, :1])], dim=-1)  # nothing after the last step
 
     inside = (step_ids >= 0) & mask.bool()

@@ -63,7 +63,7 @@ def branch_logps(
     """
     check_outputs(outputs, temperature)
     trunk = list(trunk)
-    _check(trunk, branches, unscored_tokens)
+    check_branches(trunk, branches, unscored_tokens)
     needed = branch_forwards(branches, chunk_rows=chunk_rows)
     if forwards is not None and forwards < needed:
         raise InputError("forwards", f"{forwards} are too few", f"give {needed} or more")
@@ -188,7 +188,8 @@ def _padded(
     return [tuple(value[-count:] for value in score) for score, count in zip(found, counts, strict=True)]
 
 
-def _check(trunk: list[int], branches: Sequence[Branch], unscored_tokens: int) -> None:
+def check_branches(trunk: Sequence[int], branches: Sequence[Branch], unscored_tokens: int) -> None:
+    """Refuse a trunk or a branch without a token, and a place outside the trunk."""
     if not trunk:
         raise InputError("trunk", "is empty", "give at least one token")
     for i, (place, tokens) in enumerate(branches):

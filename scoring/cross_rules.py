@@ -45,7 +45,7 @@ def _js(at: Position) -> Tensor:
 
 def _kl(at: Position) -> Tensor:
     p = at.log_p.exp()
-    return torch.where(p > 0, p * (at.log_p - at.log_q), 0.0).sum(-1)
+    return torch.where(p > 0, p * (at.log_p - at.log_q), 0.0).sum(-1).clamp(min=0)
 
 
 def _tv(at: Position) -> Tensor:
@@ -54,7 +54,7 @@ def _tv(at: Position) -> Tensor:
 
 
 def _entropy(at: Position) -> Tensor:
-    log_p = at.compared[0]
+    log_p = at.log_p if at.top_p is None else cut(at.log_p, at.top_p)
     return -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
 
 

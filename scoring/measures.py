@@ -1,7 +1,7 @@
 """Logits of two models at the same positions to every measure of how far their next-token distributions are apart.
 
-Nothing here holds more than a few rows of the vocabulary beside the logits, and small divergences keep their digits:
-all sums are of terms that have one sign each and that vanish where the models agree.
+Nothing here holds more than a few rows of the vocabulary beside the logits, and small divergences keep most of their
+digits, because the terms that are summed vanish where the models agree: of a JS of 1e-7 four, of 1e-9 two or three.
 """
 
 import math

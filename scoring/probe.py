@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tokencredit.errors import InputError
-from tokencredit.scoring.branches import Branch, branch_forwards, branch_logps, evaluating
-from tokencredit.scoring.logps import sequence_logps
+from tokencredit.scoring.branches import Branch, branch_forwards, branch_logps, check_branches, evaluating
+from tokencredit.scoring.logps import check_ids, sequence_logps
 from tokencredit.scoring.prefix_tree import PrefixTree, prefix_tree
 from tokencredit.scoring.shared_forward import refusal, run_trees
 from tokencredit.scoring.tree_batch import lay_out
@@ -88,9 +88,14 @@ def probe_steps(
     Raises:
         InputError: As `branch_logps`; or a response has no answer to look for.
     """
+    vocabulary = bare_model(model).config.get_text_config().vocab_size
     for number, task in enumerate(tasks):
         if task.places and not (task.answers and all(map(len, task.answers))):
             raise InputError(f"tasks[{number}].answers", "hold no token", "give the right answer")
+        if task.places:
+            branches = task.branches()
+            check_branches(task.trunk, branches, len(task.template))
+            check_ids([list(task.trunk), *(list(tokens) for _, tokens in branches)], vocabulary)
     chunk_rows = chunk_rows or _chunk_rows(model)
     needed = probe_forwards(model, tasks, chunk_rows=chunk_rows)
     if forwards is not None and forwards < needed:
@@ -131,7 +136,8 @@ def draw_answers(
         tokenizer: Decodes what was generated: what stands before the end of the answer counts.
         num_samples: N, 5 in the released code [C]; drawn at temperature 0.6, at most 10 tokens there, which is the
             generator's matter.
-        closing: Ends an answer.
+        closing: Ends an answer. A last token that holds some of the answer and the closing counts as part of it, and an
+            answer without a token is left out of the mean [O].
     """
     contexts = [
         [*task.trunk[:place], *task.template] for task in tasks for place in task.places for _ in range(num_samples)
@@ -266,12 +272,27 @@ def _measured(task: ProbeTask, scores: _Scored) -> tuple[Tensor, Tensor]:
 
 
 def _answer_length(tokenizer: Any, ids: Sequence[int], closing: str) -> int:
-    """How many tokens of what was written stand before the closing, braces paired; at least one."""
+    """How many tokens of what was written hold the answer, as in `answer_ids`: at least one."""
+    before = ""
     for count in range(1, len(ids) + 1):
         text = _decoded(tokenizer, ids[:count])
-        if text.count(closing) > (text.count("{") if closing == "}" else 0):
-            return max(1, count - 1)
+        end = _answer_end(text, closing)
+        if end is not None:
+            return count if len(before) < end else max(1, count - 1)
+        before = text
     return len(ids)
+
+
+def _answer_end(text: str, closing: str) -> int | None:
+    """Where the closing begins that ends an answer, braces paired."""
+    if closing != "}":
+        return text.find(closing) if closing in text else None
+    depth = 0
+    for place, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            return place
+    return None
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

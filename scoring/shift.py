@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from tokencredit.errors import InputError
+from tokencredit.scoring.branches import evaluating
 from tokencredit.scoring.logps import check_ids
 from tokencredit.scoring.measures import Measures, check_mode, measures
 from tokencredit.scoring.trl_compat import bare_model
@@ -121,9 +122,7 @@ def shift_measures(
     check_mode(mode, top_p)
     vocabulary = min(base.vocabulary, tuned.vocabulary)
     check_ids(list(sequences), vocabulary)
-    was_training = [side.model.training for side in (base, tuned)]
-    base.model.eval(), tuned.model.eval()
-    try:
+    with evaluating(base.model), evaluating(tuned.model):
         for side in (base, tuned):
             if sequences and side.model not in _CHECKED:
                 _check_head(side, sequences[0][:4])
@@ -149,9 +148,6 @@ def shift_measures(
                 # A copy, so that one response does not hold on to all of them.
                 found[row] = {name: values[end : end + count].clone() for name, values in whole.items()}
                 end += count
-    finally:
-        for side, training in zip((base, tuned), was_training, strict=True):
-            side.model.train(training)
     return found
 
 

@@ -86,7 +86,8 @@ def high_entropy_mask(rollouts: Rollouts, advantages: Tensor, *, share: float = 
     """
     if not 0 < share <= 1:
         raise InputError("high_entropy_mask.share", f"{share!r} is not in (0, 1]", "give a share of the tokens")
-    entropies = zero_padding(rollouts.entropies.detach(), rollouts.mask)
+    # A sum in float32 can come out below zero where a token is near certain.
+    entropies = zero_padding(rollouts.entropies.detach(), rollouts.mask).clamp(min=0)
     threshold = _kth_largest(entropies[rollouts.mask.bool()], share, rollouts.reduce)
     return advantages * (entropies >= threshold)
 

@@ -77,8 +77,8 @@ class Refill:
         groups = replaced = 0
         for _ in range(self.rounds):
             scalars = self.trainer._scalars(self.trainer._gathered(batch))
-            groups = len(scalars.live) // scalars.group_size
-            dead = (~scalars.live).view(groups, -1).all(dim=1).nonzero().flatten().tolist()
+            live = scalars.live_groups()
+            groups, dead = len(live), (~live).nonzero().flatten().tolist()
             if not dead:
                 break
             replaced += len(dead)

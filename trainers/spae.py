@@ -74,8 +74,8 @@ class SPAETrainer(TokenGRPOTrainer):
     def _spae(self, rollouts: Rollouts, advantages: Tensor) -> Tensor:
         """The credit function that stands in the place of a recipe's."""
         begun = time.perf_counter()
-        steps, tasks = self._maker.make(rollouts, self._prompts, rollouts.columns)
-        if self.args.probe_mode == "sampled":
+        steps, tasks = self._maker.make(rollouts, self._prompts)
+        if self.args.probe_mode == "sampled" and self.args.use_conf:  # nothing else is made of these answers
             tasks = draw_answers(
                 tasks,
                 self._answers_of_the_model,
@@ -140,8 +140,10 @@ class SPAETrainer(TokenGRPOTrainer):
 
     def _answers_of_vllm(self, contexts: list[list[int]], temperature: float, length: int) -> list[list[int]]:
         engine: Any = self.vllm_generation
-        changed = {"temperature": temperature, "top_p": 1.0, "top_k": 0, "max_completion_length": length}
-        changed |= {"min_p": 0.0, "repetition_penalty": 1.0}
+        changed: dict[str, Any] = {"temperature": temperature, "max_completion_length": length}
+        changed |= {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        # What a recipe says of rollouts would count before all of these.
+        changed |= {"generation_kwargs": {}, "structured_outputs_regex": None}
         before = {name: getattr(engine, name) for name in changed}
         # TRL takes a process's answers from those of all as if each had asked for as many.
         count = torch.tensor(float(max(1, len(contexts))), device=self.accelerator.device)

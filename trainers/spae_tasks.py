@@ -116,20 +116,17 @@ class TaskMaker:
             self._answers[template, text] = found
         return self._answers[template, text]
 
-    def make(
-        self, rollouts: Rollouts, prompts: Sequence[Sequence[int]], columns: dict[str, list[Any]]
-    ) -> tuple[list[Steps], list[ProbeTask]]:
+    def make(self, rollouts: Rollouts, prompts: Sequence[Sequence[int]]) -> tuple[list[Steps], list[ProbeTask]]:
         """Steps and tasks of all rollouts of this process; those that take no part are not probed.
 
         Args:
             rollouts: Finished.
             prompts: Ids of their prompts `[B]`.
-            columns: Of the data, lists `[B]`.
         """
         live = rollouts.mask.any(dim=1).tolist()
         steps, tasks = [], []
         for row, length in enumerate(rollouts.lengths):
-            values = {name: column[row] for name, column in columns.items()}
+            values = {name: column[row] for name, column in rollouts.columns.items()}
             ids = rollouts.ids[row][:length].tolist() if live[row] else []
             found, task = self.task(prompts[row], ids, values)
             steps.append(found if live[row] else Steps([], length))

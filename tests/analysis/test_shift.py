@@ -164,6 +164,34 @@ def test_reallocation_and_taxonomy_by_hand() -> None:
     assert shares == {name: pytest.approx(1 / 3) for name in ("unshifted", "marginal", "shifted")}
 
 
+RANKS = ["1", "2 to 3", "4 to 10"]
+
+
+@pytest.mark.parametrize(("top_n", "names"), [(2, ["1", "2"]), (7, ["1", "2 to 3", "4 to 7"]), (12, RANKS)])
+def test_moved_mass_by_rank_of_the_base(top_n: int, names: list[str]) -> None:
+    """Of twelve tokens; what lies beyond the listed ranks, or beyond ten, is the rest."""
+    found = made_up([20, 20], list("abcdefghijkl"), top_n=top_n)
+    moved = figures.reallocation(found.table, threshold=-1.0)["moved"]
+    change = np.exp(column(found.table, "base_top_tuned_logps")) - np.exp(column(found.table, "base_top_logps"))
+    ends = {"1": (0, 1), "2": (1, 2), "2 to 3": (1, 3), "4 to 7": (3, 7), "4 to 10": (3, 10)}
+    assert list(moved) == [*names, "beyond"]
+    for name in names:
+        assert moved[name].value == pytest.approx(change[:, slice(*ends[name])].sum(1).mean(), abs=1e-6)
+    assert sum(band.value for band in moved.values()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [20, 40, 100])
+def test_every_twentieth_of_a_round_length_holds_as_many_positions(length: int) -> None:
+    found = made_up([length], list("abcdefghij"))
+    table = found.table.set_column(
+        found.table.column_names.index("js"), "js", pa.array(column(found.table, "position"), pa.float32())
+    )
+    relative = figures.position_profiles(table)["relative"]
+    each = length // 20
+    assert [place for place, _ in relative] == pytest.approx([part / 20 for part in range(20)])
+    assert [band.value for _, band in relative] == [each * part + (each - 1) / 2 for part in range(20)]
+
+
 def test_mass_is_moved_and_not_made() -> None:
     """Over a vocabulary that is listed whole, what some tokens gain the others lose."""
     found = made_up([20, 20], list("abcdefghij"))

@@ -74,6 +74,15 @@ def test_equal_models_differ_nowhere() -> None:
         assert score(rule, here).tolist() == [0.0] * 4, rule
 
 
+@pytest.mark.parametrize("rule", ["js", "kl", "tv"])
+def test_distances_of_nearly_equal_models_are_not_below_zero(rule: str) -> None:
+    """Else an ε just below 0 would leave tokens to the primary."""
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
+    log_p, log_q = logits.log_softmax(-1), (logits + 1e-5 * torch.randn(200, 50)).log_softmax(-1)
+    here = Position(log_p, log_q, *(torch.zeros(200, dtype=torch.long),) * 2, torch.zeros(200))
+    assert score(rule, here).min() >= 0
+
+
 def test_sampling_follows_the_distribution_function() -> None:
     # Cumulated: .5 .8 .9 .96 1
     numbers = torch.tensor([0.0, 0.4999, 0.5001, 0.85, 0.95, 0.97, 1 - 2**-53], dtype=torch.float64)

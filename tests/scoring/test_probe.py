@@ -227,6 +227,26 @@ def test_answers_are_tokenised_as_after_the_template(pieces: list[str], answer: 
     assert made.convert_ids_to_tokens(ids) == expected
 
 
+def test_a_token_with_the_closing_is_part_of_a_sampled_answer_too() -> None:
+    made = tokenizer("2}")
+    given = [ProbeTask([1, 2], [2], template_ids(made, "\\boxed{"), [made("12")["input_ids"]])]
+    (task,) = draw_answers(given, lambda contexts: [made("12}3")["input_ids"]], made, num_samples=1)
+    assert made.convert_ids_to_tokens(task.samples[0][0]) == ["1", "2}"]
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (ProbeTask([1, 2, 3], [2], [4], [[97]]), "token id 97 is outside"),
+        (ProbeTask([1, 2, 3], [0], [4], [[5]]), "place 0 is outside the trunk of 3"),
+        (ProbeTask([1, 2, 3], [2, 9], [4], [[5]]), "place 9 is outside the trunk of 3"),
+    ],
+)
+def test_wrong_tasks_are_refused_however_short(tiny: Tiny, task: ProbeTask, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        probe_steps(tiny(), [task])
+
+
 def test_answers_that_cannot_be_written_are_refused() -> None:
     with pytest.raises(InputError, match="answer: is empty"):
         answer_ids(tokenizer(), "\\boxed{", "  ")

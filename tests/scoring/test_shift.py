@@ -73,7 +73,11 @@ def test_golden_values() -> None:
         assert compared(base, tuned, mode="top_p", top_p=top_p)["tv"].item() == pytest.approx(0.4), "the rest is whole"
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e-3, 1e-2, 0.1, 1.0, 8.0])
+# Log-probabilities in float32 are good to 5e-7 here, which is much of a distance that is small itself.
+RELATIVE = {1e-4: 5e-3, 1e-3: 4e-4, 1e-2: 6e-5, 0.1: 1e-5, 1.0: 6e-6, 8.0: 6e-6}
+
+
+@pytest.mark.parametrize("scale", RELATIVE)
 def test_small_and_large_divergences_keep_their_digits(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(70, 3001, generator=generator) * 4
@@ -83,8 +87,8 @@ def test_small_and_large_divergences_keep_their_digits(scale: float) -> None:
     large = {"tv", "base_entropy", "tuned_entropy", "tuned_top1_base_logp", "base_top1_tuned_logp"}
     for name, value in wanted.items():
         # float32 sums over 3,001 terms are good to 6e-6 of the value.
-        atol = 3e-6 if name in large else 1e-9 if scale < 0.1 else 2e-7
-        torch.testing.assert_close(found[name].double(), value.double(), rtol=6e-6, atol=atol)
+        rtol, atol = (6e-6, 3e-6) if name in large else (RELATIVE[scale], 0.0)
+        torch.testing.assert_close(found[name].double(), value.double(), rtol=rtol, atol=atol)
     top = base.log_softmax(-1).topk(10)
     assert torch.equal(found["base_top_logps"], top.values)
     assert torch.equal(found["base_top_ids"], top.indices)

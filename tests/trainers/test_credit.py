@@ -96,6 +96,13 @@ def test_order_of_groups_and_of_rows_in_them_changes_nothing(name: str) -> None:
     torch.testing.assert_close(credit(permuted, plain(permuted)), expected, rtol=0, atol=1e-6)
 
 
+def test_high_entropy_mask_of_all_keeps_an_entropy_that_was_rounded_below_zero() -> None:
+    given = rollouts()
+    given.entropies[0, 0] = -1e-7
+    kept = CREDIT["high_entropy_mask"](given, torch.ones(given.ids.shape), share=1.0)
+    assert kept[given.mask.bool()].eq(1).all()
+
+
 def test_high_entropy_mask_keeps_a_fifth() -> None:
     given = rollouts()
     kept = CREDIT["high_entropy_mask"](given, torch.ones(given.ids.shape))

@@ -1,5 +1,6 @@
 """TokenGRPO against TRL's GRPO, in real training steps."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,41 @@ def test_divergence_weights_act_from_the_second_update_on(tiny_model: Path, tmp_
     assert (weighted.gradients[1] - plain.gradients[1]).abs().max() > 1e-4
     # The buffered advantages of the second update are still those of the rollouts.
     torch.testing.assert_close(weighted.seen[1]["advantages"], weighted.seen[0]["advantages"])
+
+
+def test_token_weights_see_the_log_ratio_of_now_to_the_rollouts(tiny_model: Path, tmp_path: Path) -> None:
+    """log π_θ − log π_old, computed by hand for the second update of the same rollouts."""
+    seen: list[torch.Tensor] = []
+
+    def record(log_ratio: torch.Tensor, entropies: torch.Tensor, mask: torch.Tensor, step: int) -> torch.Tensor:
+        seen.append(log_ratio.clone())
+        return torch.ones_like(log_ratio)
+
+    trainer = token_grpo(tiny_model, tmp_path, token_weight=record, num_iterations=2, max_steps=2)
+    weights = copy.deepcopy(trainer.model.state_dict())
+    snapshots: list[dict[str, torch.Tensor]] = []
+
+    class Snapshot(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *given: Any, **kwargs: Any) -> None:
+            snapshots.append(copy.deepcopy(trainer.model.state_dict()))
+
+    trainer.add_callback(Snapshot())
+    trainer.train()
+    inputs = trainer.seen[1]
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    found = []
+    for state in (weights, snapshots[1]):
+        trainer.model.load_state_dict(state)
+        with torch.no_grad():
+            logits = trainer.model(input_ids=ids, attention_mask=attended).logits[:, :-1].float()
+        every = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        found.append(every[:, -inputs["completion_ids"].shape[1] :])
+    mask = inputs["completion_mask"].bool()
+    assert seen[0][mask].abs().max() < 1e-5, "nothing has moved yet"
+    expected = (found[1] - found[0])[mask]
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(seen[1][mask], expected, rtol=0, atol=1e-5)
 
 
 def test_dead_groups_are_masked_and_not_counted(tiny_model: Path, tmp_path: Path) -> None:
