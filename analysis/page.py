@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from tokencredit.analysis import curves
 from tokencredit.analysis.whole_files import write_text
 
-SCRIPTS = ("text.js", "tabs.js", "charts.js", "tokens.js", "keys.js")
+SCRIPTS = ("text.js", "tabs.js", "tables.js", "charts.js", "tokens.js", "keys.js")
 SHIFT_SCRIPTS = ("packed.js", "shift.js")
 
 
