@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from tokencredit.errors import InputError
@@ -22,15 +21,21 @@ def format(
         pattern: A regular expression that the whole text must match instead; `.` matches line breaks too.
         **columns: Are not used.
     """
-    wanted = re.compile(pattern, re.DOTALL) if pattern is not None else _tagged(tuple(tags))
-    return [float(wanted.fullmatch(text_of(completion)) is not None) for completion in completions]
+    if pattern is not None:
+        wanted = re.compile(pattern, re.DOTALL)
+        return [float(wanted.fullmatch(text_of(completion)) is not None) for completion in completions]
+    return [float(_is_tagged(text_of(completion), tags)) for completion in completions]
 
 
-@cache
-def _tagged(tags: tuple[str, ...]) -> re.Pattern[str]:
+def _is_tagged(text: str, tags: Sequence[str]) -> bool:
+    # Split at tags and not matched as a whole: time grows with the text alone, and possessive quantifiers, which would
+    # have no way back either, are broken in Python before 3.11.5.
     names = "|".join(map(re.escape, tags))
-    inside = rf"(?:(?!</?(?:{names})>).)*+"  # possessive: no way back, so time grows with the text alone
-    return re.compile(r"\s*+".join(["", *(f"<{re.escape(t)}>{inside}</{re.escape(t)}>" for t in tags), ""]), re.DOTALL)
+    pieces = re.split(rf"(</?(?:{names})>)", text)
+    return (
+        pieces[1::2] == [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
+        and not "".join(pieces[::4]).strip()
+    )
 
 
 def length(
